@@ -1,0 +1,12 @@
+"""Batch-normalized two-layer ReLU networks, trained to a certified optimum.
+
+The weight-decay-regularized training problem of these networks has an exact convex form
+(Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022). The
+estimators here solve it and say how far from the optimum they ended.
+"""
+
+from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
+
+__version__ = "0.1.0"
+
+__all__ = ["ConvexBNClassifier", "ConvexBNRegressor", "__version__"]

@@ -1,0 +1,49 @@
+"""The one place for what scikit-learn offers without a public form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import (
+    Interval,
+    RealNotInt,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from sklearn.utils.validation import _check_sample_weight
+
+__all__ = ["Interval", "RealNotInt", "StrOptions", "check_parameters", "check_sample_weight"]
+
+
+def check_parameters(estimator: Any, constraints: dict[str, list[Any]]) -> None:
+    """Validate an estimator's parameters; messages name the parameter and its range.
+
+    Raises
+    ------
+    ValueError
+        scikit-learn's InvalidParameterError (also a TypeError).
+    """
+    validate_parameter_constraints(
+        constraints,
+        estimator.get_params(deep=False),
+        caller_name=type(estimator).__name__,
+    )
+
+
+def check_sample_weight(sample_weight: Any, X: np.ndarray) -> np.ndarray:
+    """Return non-negative float64 weights (n,), at least one of them positive.
+
+    Raises
+    ------
+    ValueError
+        For weights of a wrong shape, negative, not finite or all zero.
+    """
+    weights = _check_sample_weight(
+        sample_weight, X, dtype=np.float64, ensure_non_negative=True
+    )
+    if not weights.any():
+        raise ValueError(
+            "sample_weight is zero for every sample: at least one weight must be non-zero."
+        )
+    return weights

@@ -1,0 +1,151 @@
+"""Canonical training data: the same program for the same data, however it is written down.
+
+Rows of zero weight are dropped, equal rows are merged and their weights added, and the
+rest is put in an order that depends on the rows' content alone. A row of weight 2 and the
+row given twice then lead to the same arrays, bit for bit, and so to the same network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CanonicalData:
+    """Distinct weighted rows in canonical order.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, d)
+    y : ndarray of shape (n,) or (n, C)
+        Targets of the rows, as given (class labels stay class codes).
+    weights : ndarray of shape (n,)
+        Positive; the weight of a row is the sum over the rows merged into it.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+
+
+def canonical_data(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None
+) -> CanonicalData:
+    """Drop rows of zero weight, merge equal rows (X and y) and fix the order of the rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    y : ndarray of shape (n,) or (n, C)
+    sample_weight : ndarray of shape (n,), default=None
+        Non-negative; None means one each.
+
+    Returns
+    -------
+    CanonicalData
+    """
+    weights = np.ones(X.shape[0]) if sample_weight is None else np.asarray(sample_weight, float)
+    keep = weights > 0
+    if not keep.all():
+        X, y, weights = X[keep], y[keep], weights[keep]
+    order = _content_order(X, y, weights)
+    X, y, weights = X[order], y[order], weights[order]
+    first = np.ones(X.shape[0], dtype=bool)
+    columns = y.reshape(X.shape[0], -1)
+    first[1:] = (X[1:] != X[:-1]).any(axis=1) | (columns[1:] != columns[:-1]).any(axis=1)
+    return CanonicalData(X[first], y[first], np.add.reduceat(weights, np.flatnonzero(first)))
+
+
+def _content_order(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return a sorting permutation that depends on the content of the rows alone.
+
+    Rows are sorted by a 64-bit hash of X, then by y. Should two different rows share a hash
+    (probability about n^2 / 2^65), it cannot order them and a full lexicographic sort of X is
+    used. The weight is the last key, so that sums of weights do not depend on row order either.
+    """
+    hashes = _row_hashes(X)
+    targets = y.reshape(X.shape[0], -1).T
+    order = np.lexsort((weights, *targets, hashes))
+    ties = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if (X[order[ties]] != X[order[ties + 1]]).any():
+        order = np.lexsort((weights, *targets, *X.T))
+    return order
+
+
+def _row_hashes(X: np.ndarray, block: int = 4096) -> np.ndarray:
+    """Hash the rows of X (n, d), bit-exactly and without regard to their position."""
+    n, d = X.shape
+    draws = np.random.default_rng(d).integers(1, 2**63, size=d, dtype=np.uint64)
+    multipliers = draws | np.uint64(1)
+    hashes = np.empty(n, dtype=np.uint64)
+    for start in range(0, n, block):
+        # Adding zero turns -0.0 into 0.0, which compares equal and must hash equal.
+        rows = np.ascontiguousarray(X[start : start + block], dtype=np.float64) + 0.0
+        words = rows.view(np.uint64)
+        words = (words ^ (words >> np.uint64(29))) * multipliers
+        words ^= words >> np.uint64(32)
+        hashes[start : start + block] = (words * multipliers).sum(axis=1, dtype=np.uint64)
+    return hashes
+
+
+@dataclass(frozen=True)
+class TargetScaling:
+    """The affine map between a regression target and what the solver sees.
+
+    The target is ``offset + scale * Y``; `scale` is one number for all outputs.
+
+    Attributes
+    ----------
+    offset : ndarray of shape (C,)
+    scale : float
+        Positive.
+    """
+
+    offset: np.ndarray
+    scale: float
+
+
+def scale_target(
+    y: np.ndarray, weights: np.ndarray, *, fit_intercept: bool
+) -> tuple[np.ndarray, TargetScaling]:
+    """Centre a regression target and give it unit variance (mean over its outputs).
+
+    Without an intercept the target is not centred, since the network could not undo it,
+    and is divided by its root mean square. A constant target keeps scale one.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n, C)
+    weights : ndarray of shape (n,)
+        Positive row weights.
+
+    Returns
+    -------
+    Y : ndarray of shape (n, C)
+    scaling : TargetScaling
+    """
+    p = weights / weights.sum()
+    # Dividing by the largest entry first keeps squares finite at any scale.
+    size = float(np.abs(y).max()) or 1.0
+    Y = y / size
+    offset = p @ Y if fit_intercept else np.zeros(Y.shape[1])
+    Y = Y - offset
+    deviation = float(np.sqrt(np.mean(p @ Y**2)))
+    # Centring entries of size one leaves rounding errors of this size in a constant target.
+    rounding = 8 * np.finfo(float).eps if fit_intercept else 0.0
+    if deviation <= rounding:
+        return np.zeros_like(Y), TargetScaling(offset * size, size)
+    return Y / deviation, TargetScaling(offset * size, deviation * size)
+
+
+def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return the one-hot rows (n, n_classes) of integer class codes (n,)."""
+    return np.eye(n_classes)[codes]
+
+
+def balanced_class_weights(codes: np.ndarray, weights: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return scikit-learn's "balanced" weight of each class, counting rows by their weight."""
+    totals = np.bincount(codes, weights=weights, minlength=n_classes)
+    return totals.sum() / (n_classes * totals)

@@ -1,0 +1,686 @@
+"""The scikit-learn estimators: parameters, validation, prediction; no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn._compat import (
+    Interval,
+    RealNotInt,
+    StrOptions,
+    check_parameters,
+    check_sample_weight,
+)
+from sklearn_convexbn._data import (
+    TargetScaling,
+    balanced_class_weights,
+    canonical_data,
+    one_hot,
+    scale_target,
+)
+from sklearn_convexbn._device import resolve_device
+from sklearn_convexbn._losses import LOSSES, Loss, softmax
+from sklearn_convexbn._network import Network, forward, to_torch
+from sklearn_convexbn._training import Trained, TrainingSettings, train
+
+
+class _BaseConvexBN(BaseEstimator):
+    """Parameters, fitted attributes and prediction shared by both estimators."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "n_components": [
+            Interval(Integral, 1, None, closed="left"),
+            Interval(RealNotInt, 0, 1, closed="neither"),
+            None,
+        ],
+        "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+        "activation": [StrOptions({"relu", "gated_relu"})],
+        "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
+        "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
+        "fit_intercept": ["boolean"],
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, None],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1e-3,
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.n_components = n_components
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _settings(self) -> TrainingSettings:
+        return TrainingSettings(
+            alpha=float(self.alpha),
+            n_components=self.n_components,
+            shrinkage=self.shrinkage,
+            activation=self.activation,
+            solver=self.solver,
+            n_gates=self.n_gates,
+            fit_intercept=bool(self.fit_intercept),
+            tol=float(self.tol),
+            max_iter=int(self.max_iter),
+            device=resolve_device(self.device),
+            random_state=check_random_state(self.random_state),
+            verbose=int(self.verbose),
+        )
+
+    def _train(
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weights: np.ndarray,
+        loss: Loss,
+        target: TargetScaling | None = None,
+    ) -> None:
+        """Solve the problem on canonical rows and set the fitted attributes."""
+        start = None
+        if self.warm_start and hasattr(self, "coefs_"):
+            start = Network(
+                self.coefs_, self.intercepts_, self.batch_norm_, getattr(self, "gates_", None)
+            )
+        trained = train(X, Y, weights, loss, self._settings(), target=target, start=start)
+        self._set_fitted(trained, 1.0 if target is None else target.scale)
+
+    def _set_fitted(self, trained: Trained, scale: float) -> None:
+        """Publish a fit; a mean loss in squared units of y scales with `scale` squared."""
+        network, result, whitening = trained.network, trained.result, trained.whitening
+        self.coefs_ = network.coefs
+        self.intercepts_ = network.intercepts
+        self.batch_norm_ = network.batch_norm
+        if network.gates is not None:
+            self.gates_ = network.gates
+        elif hasattr(self, "gates_"):
+            del self.gates_
+        self.n_neurons_ = len(result.neurons)
+        self.certificate_ = result.certificate.scaled(scale**2)
+        self.objective_ = self.certificate_.primal
+        self.dual_gap_ = self.certificate_.gap
+        self.n_iter_ = result.n_iter
+        self.history_ = dict(result.history, objective=result.history["objective"] * scale**2)
+        self.solver_ = trained.solver
+        self.n_components_ = whitening.n_components
+        self.singular_values_ = whitening.singular_values
+        self.explained_variance_ratio_ = whitening.explained_variance_ratio
+        self.shrinkage_ = whitening.shrinkage
+        self.weight_decay_ = float(self.alpha) * scale
+
+    def _raw_predict(self, X: Any) -> np.ndarray:
+        """Return the network's output (n, C)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return forward(X, self.coefs_, self.intercepts_, getattr(self, "gates_", None))
+
+    def to_torch(self, fold: bool = False) -> Any:
+        """Return the fitted network as a float64 torch module in eval mode.
+
+        In train mode, on the whole training set without sample weights, the unfolded module
+        computes its batch statistics afresh and returns the same outputs.
+
+        Parameters
+        ----------
+        fold : bool, default=False
+            Whether to fold batch normalization into the first linear layer.
+
+        Returns
+        -------
+        torch.nn.Sequential
+            (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. For a
+            classifier the output is the argument of the softmax (or sigmoid).
+
+        Raises
+        ------
+        ValueError
+            For ``activation="gated_relu"``, whose gates no Sequential of these layers has.
+        """
+        check_is_fitted(self)
+        if hasattr(self, "gates_"):
+            raise ValueError(
+                "to_torch needs activation='relu': the gates of activation='gated_relu' do not "
+                "depend on the hidden layer, so no Sequential of Linear and ReLU has them."
+            )
+        return to_torch(self.coefs_, self.intercepts_, self.batch_norm_, fold=fold)
+
+
+class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
+    """Batch-normalized two-layer ReLU network for regression, trained to a certified optimum.
+
+    Minimises, over the weights w_j, the BN scales and shifts gamma_j and beta_j and the
+    output weights v_j of the network
+    ``f(x) = sum_j v_j relu(gamma_j (x - mean) w_j / std(X w_j) + beta_j) + b``, ::
+
+        mean(1/2 |f(x_i) - y_i|^2) + weight_decay_/2 * sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)
+
+    through its convex form, so that there is no learning rate and the distance from the
+    global optimum is known [1]_. Read more in the user guide, ``docs/user_guide.md``.
+
+    Parameters
+    ----------
+    alpha : float, default=1e-3
+        Weight decay on BN scales, BN shifts and output weights, relative to a mean loss on a
+        target of unit variance; it has no unit. Must be positive.
+
+    n_components : int, float or None, default=None
+        Number of leading singular directions of X that are kept, or, in (0, 1), the share of
+        variance to keep. None keeps all. Keeping fewer is the explicit form of the bias of
+        gradient descent towards large directions: tune it.
+
+    shrinkage : float or "auto", default=0.0
+        Damp small directions instead of cutting them: whiten with the covariance shrunk
+        towards a multiple of the identity, 0 (batch normalization) to 1 (no whitening).
+        "auto" is the Ledoit-Wolf estimate.
+
+    activation : {"relu", "gated_relu"}, default="relu"
+        "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
+        makes the program a group lasso.
+
+    solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
+        "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
+        FISTA for "gated_relu". The parameters of an instance are reached as ``solver__x``.
+
+    n_gates : int or "all", default=256
+        Number of arrangements to sample where the program needs a fixed list ("gated_relu";
+        "relu" with solver "fista" or "cvxpy"). "all" enumerates them, if they are few.
+
+    fit_intercept : bool, default=True
+        Whether to fit the (not penalised) output intercept. Without it the target is not
+        centred.
+
+    tol : float, default=1e-2
+        The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
+        `tol`. It means the same for every solver.
+
+    max_iter : int, default=200
+        Largest number of rounds of the solver.
+
+    device : str or None, default=None
+        Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
+        CUDA where there is one.
+
+    warm_start : bool, default=False
+        Whether to start from the previous fit's network.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds gates and searches. Pass an int for identical results across calls.
+
+    verbose : int, default=0
+        Print one line a round when positive.
+
+    Attributes
+    ----------
+    coefs_ : list of two ndarrays of shapes (n_features, n_neurons) and (n_neurons, n_outputs)
+        Weights with batch normalization folded in, as in
+        :class:`~sklearn.neural_network.MLPRegressor`: the prediction is
+        ``relu(X @ coefs_[0] + intercepts_[0]) @ coefs_[1] + intercepts_[1]``.
+    intercepts_ : list of two ndarrays of shapes (n_neurons,) and (n_outputs,)
+    batch_norm_ : dict of ndarrays of shape (n_neurons,)
+        "mean", "var", "scale" and "shift" of each hidden unit's batch normalization.
+    gates_ : ndarray of shape (n_features + 1, n_neurons)
+        Only with gated_relu: a unit is on where ``x @ gates_[:-1] + gates_[-1] >= 0``.
+    n_neurons_ : int
+        Number of hidden units.
+    certificate_ : Certificate
+        primal, dual, gap, infeasibility, kind ("exact" when rigorous, "estimated" when the
+        maximum over arrangements came from a search) and program (the optimum it is about).
+        Values are in squared units of y.
+    objective_ : float
+        Objective of the fitted network, ``certificate_.primal``.
+    dual_gap_ : float
+        Relative duality gap, ``certificate_.gap``.
+    n_iter_ : int
+        Rounds run.
+    history_ : dict of ndarrays of shape (n_iter_,)
+        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+    solver_ : Solver
+        The solver used.
+    n_components_ : int
+        Number of directions kept.
+    singular_values_ : ndarray of shape (rank,)
+        All singular values of the centred X (weighted), decreasing.
+    explained_variance_ratio_ : ndarray of shape (rank,)
+    shrinkage_ : float
+        The shrinkage used.
+    weight_decay_ : float
+        `alpha` in the units of y.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only when X has feature names that are all strings.
+
+    See Also
+    --------
+    ConvexBNClassifier : The same for classification.
+    sklearn.neural_network.MLPRegressor : Networks trained by gradient descent.
+
+    References
+    ----------
+    .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying
+       Batch Normalization in ReLU Networks: Equivalent Convex Optimization Models and
+       Implicit Regularization", ICLR 2022, arXiv:2103.01499.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn_convexbn import ConvexBNRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = ConvexBNRegressor(alpha=0.1, random_state=0).fit(X, y)
+    >>> model.dual_gap_ <= 0.01
+    True
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative. A weight of 2 equals the row twice, 0 equals no row.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data, or a solver that does not handle the problem. The
+            estimator then stays as it was.
+        """
+        with _unchanged_on_failure(self):
+            check_parameters(self, self._parameter_constraints)
+            X, y = validate_data(
+                self, X, y, dtype=np.float64, multi_output=True, y_numeric=True
+            )
+            data = canonical_data(X, np.asarray(y, dtype=np.float64),
+                                  check_sample_weight(sample_weight, X))
+            Y, target = scale_target(
+                data.y.reshape(len(data.X), -1), data.weights, fit_intercept=self.fit_intercept
+            )
+            self._single_output = y.ndim == 1
+            self._train(data.X, Y, data.weights, LOSSES["squared"], target)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the target.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        """
+        F = self._raw_predict(X)
+        return F[:, 0] if self._single_output else F
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _has_probabilities(estimator: Any) -> bool:
+    if estimator.loss == "log_loss":
+        return True
+    raise AttributeError(
+        f"probabilities are available for loss='log_loss', not for loss={estimator.loss!r}"
+    )
+
+
+class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
+    """Batch-normalized two-layer ReLU network classifier, trained to a certified optimum.
+
+    Minimises a mean loss plus weight decay over the network
+    ``f(x) = sum_j v_j relu(gamma_j (x - mean) w_j / std(X w_j) + beta_j) + b``, ::
+
+        mean(loss(f(x_i), y_i)) + alpha/2 * sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)
+
+    through its convex form, so that there is no learning rate and the distance from the
+    global optimum is known [1]_. Read more in the user guide, ``docs/user_guide.md``.
+
+    Parameters
+    ----------
+    alpha : float, default=1e-3
+        Weight decay on BN scales, BN shifts and output weights, relative to a mean loss. Must
+        be positive.
+
+    n_components : int, float or None, default=None
+        Number of leading singular directions of X that are kept, or, in (0, 1), the share of
+        variance to keep. None keeps all. Keeping fewer is the explicit form of the bias of
+        gradient descent towards large directions: tune it.
+
+    shrinkage : float or "auto", default=0.0
+        Damp small directions instead of cutting them: whiten with the covariance shrunk
+        towards a multiple of the identity, 0 (batch normalization) to 1 (no whitening).
+        "auto" is the Ledoit-Wolf estimate.
+
+    activation : {"relu", "gated_relu"}, default="relu"
+        "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
+        makes the program a group lasso (nuclear norms for several outputs).
+
+    solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
+        "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
+        FISTA for "gated_relu". The parameters of an instance are reached as ``solver__x``.
+
+    n_gates : int or "all", default=256
+        Number of arrangements to sample where the program needs a fixed list ("gated_relu";
+        "relu" with solver "fista" or "cvxpy"). "all" enumerates them, if they are few.
+
+    fit_intercept : bool, default=True
+        Whether to fit the (not penalised) output intercept.
+
+    tol : float, default=1e-2
+        The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
+        `tol`. It means the same for every solver.
+
+    max_iter : int, default=200
+        Largest number of rounds of the solver.
+
+    device : str or None, default=None
+        Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
+        CUDA where there is one.
+
+    warm_start : bool, default=False
+        Whether to start from the previous fit's network.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds gates and searches. Pass an int for identical results across calls.
+
+    verbose : int, default=0
+        Print one line a round when positive.
+
+    loss : {"log_loss", "squared_error"}, default="log_loss"
+        "log_loss" is logistic for two classes and softmax cross-entropy for more.
+        "squared_error" is taken to one-hot targets, for two classes to one target of -1 and 1.
+
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, multiplied with the sample weights.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels of the classes that have a sample of positive weight.
+    coefs_ : list of two ndarrays of shapes (n_features, n_neurons) and (n_neurons, n_outputs)
+        Weights with batch normalization folded in, as in
+        :class:`~sklearn.neural_network.MLPClassifier`: the output before softmax (or sigmoid)
+        is ``relu(X @ coefs_[0] + intercepts_[0]) @ coefs_[1] + intercepts_[1]``. There is one
+        output for two classes and one a class for more.
+    intercepts_ : list of two ndarrays of shapes (n_neurons,) and (n_outputs,)
+    batch_norm_ : dict of ndarrays of shape (n_neurons,)
+        "mean", "var", "scale" and "shift" of each hidden unit's batch normalization.
+    gates_ : ndarray of shape (n_features + 1, n_neurons)
+        Only with gated_relu: a unit is on where ``x @ gates_[:-1] + gates_[-1] >= 0``.
+    n_neurons_ : int
+        Number of hidden units.
+    certificate_ : Certificate
+        primal, dual, gap, infeasibility, kind ("exact" when rigorous, "estimated" when the
+        maximum over arrangements came from a search) and program (the optimum it is about).
+    objective_ : float
+        Objective of the fitted network, ``certificate_.primal``.
+    dual_gap_ : float
+        Relative duality gap, ``certificate_.gap``.
+    n_iter_ : int
+        Rounds run.
+    history_ : dict of ndarrays of shape (n_iter_,)
+        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+    solver_ : Solver
+        The solver used.
+    n_components_ : int
+        Number of directions kept.
+    singular_values_ : ndarray of shape (rank,)
+        All singular values of the centred X (weighted), decreasing.
+    explained_variance_ratio_ : ndarray of shape (rank,)
+    shrinkage_ : float
+        The shrinkage used.
+    weight_decay_ : float
+        `alpha`.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only when X has feature names that are all strings.
+
+    See Also
+    --------
+    ConvexBNRegressor : The same for regression.
+    sklearn.neural_network.MLPClassifier : Networks trained by gradient descent.
+
+    References
+    ----------
+    .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying
+       Batch Normalization in ReLU Networks: Equivalent Convex Optimization Models and
+       Implicit Regularization", ICLR 2022, arXiv:2103.01499.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn_convexbn import ConvexBNClassifier
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = ConvexBNClassifier(alpha=0.03, random_state=0).fit(X, y)
+    >>> model.dual_gap_ <= 0.01
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_BaseConvexBN._parameter_constraints,
+        "loss": [StrOptions({"log_loss", "squared_error"})],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1e-3,
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            alpha,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            activation=activation,
+            solver=solver,
+            n_gates=n_gates,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative. A weight of 2 equals the row twice, 0 equals no row.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data, fewer than two classes, or a solver that does not
+            handle the problem. The estimator then stays as it was.
+        """
+        with _unchanged_on_failure(self):
+            check_parameters(self, self._parameter_constraints)
+            X, y = validate_data(self, X, y, dtype=np.float64)
+            y = column_or_1d(y, warn=True)
+            check_classification_targets(y)
+            weights = self._row_weights(y, check_sample_weight(sample_weight, X))
+            classes, codes = np.unique(y[weights > 0], return_inverse=True)
+            if len(classes) < 2:
+                raise ValueError(
+                    f"{type(self).__name__} needs samples of at least 2 classes with positive "
+                    f"weight, but the data contains only one class: {classes[0]!r}."
+                )
+            data = canonical_data(X[weights > 0], codes, weights[weights > 0])
+            weights = data.weights
+            if self.class_weight == "balanced":
+                per_class = balanced_class_weights(data.y, weights, len(classes))
+                weights = weights * per_class[data.y]
+            Y, loss = self._encode(data.y, len(classes))
+            self.classes_ = classes
+            self._train(data.X, Y, weights, loss)
+        return self
+
+    def _row_weights(self, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Multiply sample weights (n,) by those of a class_weight dict."""
+        if not isinstance(self.class_weight, dict):
+            return weights
+        classes, codes = np.unique(y, return_inverse=True)
+        per_class = compute_class_weight(self.class_weight, classes=classes, y=y)
+        if (per_class < 0).any() or not np.isfinite(per_class).all():
+            raise ValueError(
+                f"class_weight must be finite and non-negative. Got {self.class_weight!r}."
+            )
+        return weights * per_class[codes]
+
+    def _encode(self, codes: np.ndarray, n_classes: int) -> tuple[np.ndarray, Loss]:
+        """Return the targets (n, C) of class codes and the loss they are for."""
+        if n_classes == 2:
+            y = codes[:, None].astype(np.float64)
+            return (y, LOSSES["logistic"]) if self.loss == "log_loss" else (
+                2.0 * y - 1.0, LOSSES["squared"]
+            )
+        return one_hot(codes, n_classes), LOSSES[
+            "softmax" if self.loss == "log_loss" else "squared"
+        ]
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the network's output.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
+            For two classes one score, positive for ``classes_[1]``.
+        """
+        F = self._raw_predict(X)
+        return F[:, 0] if F.shape[1] == 1 else F
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+        """
+        scores = self.decision_function(X)
+        codes = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+        return self.classes_[codes]
+
+    @available_if(_has_probabilities)
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return class probabilities, for ``loss="log_loss"``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Columns in the order of ``classes_``.
+        """
+        F = self._raw_predict(X)
+        return softmax(np.hstack([np.zeros_like(F), F]) if F.shape[1] == 1 else F)
+
+    @available_if(_has_probabilities)
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return logarithms of class probabilities, for ``loss="log_loss"``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        F = self._raw_predict(X)
+        F = np.hstack([np.zeros_like(F), F]) if F.shape[1] == 1 else F
+        F = F - F.max(axis=1, keepdims=True)
+        return F - np.log(np.exp(F).sum(axis=1, keepdims=True))
+
+
+@contextmanager
+def _unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
+    """Leave an estimator as it was if the fit fails or is interrupted."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

@@ -1,0 +1,216 @@
+"""Losses on the raw fit F (n, C): value, gradient, conjugate and curvature.
+
+Every method takes and returns NumPy arrays or torch tensors alike, and weights rows by
+``p`` (n,), non-negative and summing to one, so that "mean loss" always means
+``sum_i p_i loss(F_i, Y_i)``. A new loss is one class here and one line in :data:`LOSSES`.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or torch.Tensor: the losses only use what both understand
+
+
+def array_namespace(a: Array) -> ModuleType:
+    """Return ``numpy`` or ``torch``, whichever made `a`; never imports torch."""
+    return np if isinstance(a, np.ndarray) else sys.modules["torch"]
+
+
+class Loss(ABC):
+    """A convex, twice differentiable loss of one row, and its weighted mean.
+
+    Attributes
+    ----------
+    name : str
+        Name of the loss in messages.
+    curvature : float
+        Upper bound on the largest eigenvalue of the Hessian of one row's loss.
+    """
+
+    name: ClassVar[str]
+    curvature: ClassVar[float]
+
+    @abstractmethod
+    def value(self, F: Array, Y: Array, p: Array) -> Array:
+        """Return ``sum_i p_i loss(F_i, Y_i)``, a scalar."""
+
+    @abstractmethod
+    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+        """Return the gradient of :meth:`value` in F, shape (n, C); row i carries p_i."""
+
+    @abstractmethod
+    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+        """Return the conjugate of :meth:`value` at U (n, C): ``sup_F <U, F> - value(F)``.
+
+        Infinite outside the domain, which is judged up to rounding error.
+        """
+
+    @abstractmethod
+    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+        """Return the Hessian of :meth:`value` row by row, shape (n, C, C)."""
+
+    def constant_fit(self, Y: Array, p: Array) -> Array:
+        """Return the b (C,) that minimises ``value(1 b^T)``."""
+        xp = array_namespace(Y)
+        return optimal_intercept(self, xp.zeros_like(Y), Y, p)
+
+
+class SquaredLoss(Loss):
+    """Half the squared error, ``1/2 |f - y|^2``, for any number of outputs."""
+
+    name = "squared"
+    curvature = 1.0
+
+    def value(self, F: Array, Y: Array, p: Array) -> Array:
+        return 0.5 * (p[:, None] * (F - Y) ** 2).sum()
+
+    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+        return p[:, None] * (F - Y)
+
+    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+        return (U * (Y + 0.5 * U / p[:, None])).sum()
+
+    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+        xp = array_namespace(F)
+        return p[:, None, None] * xp.eye(F.shape[1], dtype=F.dtype, **_on_device(F))
+
+
+class LogisticLoss(Loss):
+    """Binary logistic loss, ``log(1 + exp(f)) - y f`` with y in {0, 1} and one output."""
+
+    name = "logistic"
+    curvature = 0.25
+
+    def value(self, F: Array, Y: Array, p: Array) -> Array:
+        xp = array_namespace(F)
+        return (p[:, None] * (xp.logaddexp(xp.zeros_like(F), F) - Y * F)).sum()
+
+    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+        return p[:, None] * (_sigmoid(F) - Y)
+
+    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+        pi = U / p[:, None] + Y
+        return (p[:, None] * (_xlogx(pi) + _xlogx(1.0 - pi))).sum()
+
+    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+        s = _sigmoid(F)
+        return (p[:, None] * s * _sigmoid(-F))[:, :, None]
+
+
+class SoftmaxLoss(Loss):
+    """Multinomial cross-entropy, ``log sum_c exp(f_c) - <y, f>`` with one-hot y (n, C)."""
+
+    name = "softmax"
+    curvature = 0.5
+
+    def value(self, F: Array, Y: Array, p: Array) -> Array:
+        xp = array_namespace(F)
+        top = xp.amax(F, axis=1, keepdims=True)
+        lse = xp.log(xp.exp(F - top).sum(axis=1)) + top[:, 0]
+        return (p * (lse - (Y * F).sum(axis=1))).sum()
+
+    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+        return p[:, None] * (softmax(F) - Y)
+
+    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+        return (p[:, None] * _xlogx(U / p[:, None] + Y)).sum()
+
+    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+        xp = array_namespace(F)
+        s = softmax(F)
+        diagonal = s[:, :, None] * xp.eye(s.shape[1], dtype=s.dtype, **_on_device(s))
+        return p[:, None, None] * (diagonal - s[:, :, None] * s[:, None, :])
+
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss for loss in (SquaredLoss(), LogisticLoss(), SoftmaxLoss())
+}
+
+
+def softmax(F: Array) -> Array:
+    """Return the row-wise softmax of F (n, C)."""
+    xp = array_namespace(F)
+    e = xp.exp(F - xp.amax(F, axis=1, keepdims=True))
+    return e / e.sum(axis=1)[:, None]
+
+
+def optimal_intercept(
+    loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int = 50
+) -> Array:
+    """Return the b (C,) that minimises ``loss.value(F + 1 b^T)``, by damped Newton steps.
+
+    At the minimum the columns of the gradient sum to zero, which is the constraint
+    ``1^T Lambda = 0`` of the dual (mathematics: section 5); the steps go on until that
+    sum is at rounding level. Where no minimum exists (one class only) the last iterate
+    is returned.
+
+    Parameters
+    ----------
+    F : array of shape (n, C)
+        The fit without intercept.
+    Y : array of shape (n, C)
+    p : array of shape (n,)
+        Row weights, summing to one.
+
+    Returns
+    -------
+    b : array of shape (C,)
+    """
+    xp = array_namespace(F)
+    b = xp.zeros_like(F[0])
+    value = loss.value(F, Y, p)
+    for _ in range(max_iter):
+        gradient = loss.gradient(F + b, Y, p)
+        slope = gradient.sum(axis=0)
+        if float(xp.abs(slope).max()) <= 4 * _eps(F) * float(xp.abs(gradient).sum()):
+            break
+        hessian = loss.hessian(F + b, Y, p).sum(axis=0)
+        step = -_pinv_solve(xp, hessian, slope)
+        size = 1.0
+        while size > 1e-10:
+            trial = loss.value(F + (b + size * step), Y, p)
+            if float(trial) <= float(value) + 1e-15 * abs(float(value)):
+                break
+            size *= 0.5
+        else:
+            break
+        b, value = b + size * step, trial
+    return b
+
+
+def _pinv_solve(xp: ModuleType, H: Array, g: Array) -> Array:
+    """Solve H x = g for a small symmetric PSD H; softmax leaves the all-ones direction free."""
+    scale = float(xp.abs(H).max())
+    if scale == 0.0:
+        return xp.zeros_like(g)
+    values, vectors = xp.linalg.eigh(H / scale)
+    kept = values > 1e-12
+    inverse = xp.where(kept, 1.0 / xp.where(kept, values, xp.ones_like(values)), 0 * values)
+    return vectors @ (inverse * (vectors.T @ g)) / scale
+
+
+def _sigmoid(F: Array) -> Array:
+    xp = array_namespace(F)
+    return xp.exp(-xp.logaddexp(xp.zeros_like(F), -F))
+
+
+def _xlogx(t: Array) -> Array:
+    """Return t log t, 0 at t = 0 (and just below, by rounding), infinity for negative t."""
+    xp = array_namespace(t)
+    safe = xp.where(t > 0, t, xp.ones_like(t))
+    outside = xp.where(t < -1e-9, xp.full_like(t, float("inf")), xp.zeros_like(t))
+    return safe * xp.log(safe) + outside
+
+
+def _eps(a: Array) -> float:
+    return float(array_namespace(a).finfo(a.dtype).eps)
+
+
+def _on_device(a: Array) -> dict[str, Any]:
+    return {} if isinstance(a, np.ndarray) else {"device": a.device}

@@ -1,0 +1,185 @@
+"""From neurons in whitened coordinates to a batch-normalized network, and to torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sklearn_convexbn._data import TargetScaling
+from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn._whitening import Whitening
+
+#: Added to the variance by the exported BatchNorm1d: below rounding for every unit that
+#: varies, but keeps a unit that does not (pure shift) from dividing zero by zero.
+BATCH_NORM_EPS = 1e-30
+
+
+@dataclass(frozen=True)
+class Network:
+    """A two-layer network with batch normalization folded in, in the units of X and y.
+
+    Its output is ``relu(X @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1]``; with gates
+    the relu is replaced by the gates' 0/1 values.
+
+    Attributes
+    ----------
+    coefs : list of two ndarrays of shapes (d, m) and (m, C)
+    intercepts : list of two ndarrays of shapes (m,) and (C,)
+    batch_norm : dict of ndarrays of shape (m,)
+        "mean", "var", "scale" and "shift" of each hidden unit's normalization, for hidden
+        weights of unit variance.
+    gates : ndarray of shape (d + 1, m) or None
+        Weights and, in the last row, offset of each unit's gate.
+    """
+
+    coefs: list[np.ndarray]
+    intercepts: list[np.ndarray]
+    batch_norm: dict[str, np.ndarray]
+    gates: np.ndarray | None = None
+
+
+def recover_network(
+    neurons: Neurons,
+    whitening: Whitening,
+    *,
+    gates: np.ndarray | None = None,
+    target: TargetScaling | None = None,
+) -> Network:
+    """Return the batch-normalized network of given neurons.
+
+    The scales are balanced, |(gamma_j, beta_j)| = |v_j|, which makes the weight decay
+    ``alpha/2 sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)`` equal to ``alpha sum_j |q_j| |v_j|``
+    (without shrinkage). Units are sorted by their mass, the largest first.
+
+    Parameters
+    ----------
+    neurons : Neurons
+    whitening : Whitening
+    gates : ndarray of shape (k, P), default=None
+        The gates that ``neurons.gates`` indexes; None for ReLU.
+    target : TargetScaling, default=None
+        Undone in the output layer.
+
+    Returns
+    -------
+    Network
+    """
+    scale = 1.0 if target is None else target.scale
+    mass = np.linalg.norm(neurons.weights, axis=1)
+    order = np.argsort(-mass, kind="stable")
+    root = np.sqrt(mass[order] * scale)[:, None]
+    q = neurons.directions[order] * root
+    v = neurons.weights[order] / mass[order, None] * root
+    W, intercept = whitening.hidden_layer(q)
+    deviation = np.sqrt((q[:, :-1] ** 2 * whitening.spectrum[:-1]).sum(axis=1))
+    batch_norm = {
+        "mean": np.divide(whitening.mean @ W, deviation, out=np.zeros_like(deviation),
+                          where=deviation > 0),
+        "var": np.ones_like(deviation),
+        "scale": deviation,
+        "shift": q[:, -1].copy(),
+    }
+    offset = neurons.intercept * scale + (0.0 if target is None else target.offset)
+    rows = None
+    if gates is not None:
+        G, g0 = whitening.hidden_layer(gates[:, neurons.gates[order]].T)  # type: ignore[index]
+        rows = np.vstack([G, g0])
+    return Network([W, v], [intercept, offset], batch_norm, rows)
+
+
+def neurons_of_network(
+    network: Network,
+    whitening: Whitening,
+    *,
+    gates: np.ndarray | None = None,
+    target: TargetScaling | None = None,
+) -> Neurons:
+    """Return the neurons of a network in the coordinates of a whitening.
+
+    The inverse of :func:`recover_network` where both use the same whitening; else the part of
+    each hidden unit that the whitening can express. Gated units whose gate is not in the
+    list `gates` (k, P) are left out.
+    """
+    scale = 1.0 if target is None else target.scale
+    W, v = network.coefs[0], network.coefs[1] / scale
+    q = np.empty((W.shape[1], whitening.n_components + 1))
+    q[:, :-1] = (whitening.components.T @ W).T * whitening.scales
+    q[:, -1] = network.intercepts[0] + whitening.mean @ W
+    offset = 0.0 if target is None else target.offset
+    intercept = (network.intercepts[1] - offset) / scale
+    if gates is None or network.gates is None:
+        return Neurons.from_products(q, v, intercept, None)
+    listed = np.vstack(whitening.hidden_layer(gates.T))
+    size = np.abs(listed).max(initial=0.0) or 1.0
+    same = np.array([np.abs(listed - g[:, None]).max(axis=0) <= 1e-9 * size for g in network.gates.T])
+    same = same.reshape(len(q), -1)
+    found = same.any(axis=1)
+    return Neurons.from_products(q[found], v[found], intercept, same[found].argmax(axis=1))
+
+
+def forward(
+    X: np.ndarray,
+    coefs: list[np.ndarray],
+    intercepts: list[np.ndarray],
+    gates: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the network's output (n, C) for rows X (n, d)."""
+    hidden = X @ coefs[0] + intercepts[0]
+    if gates is None:
+        np.maximum(hidden, 0.0, out=hidden)
+    else:
+        hidden *= X @ gates[:-1] + gates[-1] >= 0
+    return hidden @ coefs[1] + intercepts[1]
+
+
+def to_torch(
+    coefs: list[np.ndarray],
+    intercepts: list[np.ndarray],
+    batch_norm: dict[str, np.ndarray],
+    *,
+    fold: bool = False,
+) -> Any:
+    """Return the network as a float64 ``torch.nn.Sequential`` in eval mode.
+
+    Parameters
+    ----------
+    fold : bool, default=False
+        Whether to fold batch normalization into the first layer.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded.
+    """
+    import torch
+
+    d, m = coefs[0].shape
+    C = coefs[1].shape[1]
+    output = torch.nn.Linear(m, C, dtype=torch.float64)
+    hidden = torch.nn.Linear(d, m, bias=fold, dtype=torch.float64)
+    with torch.no_grad():
+        _assign(output.weight, coefs[1].T)
+        _assign(output.bias, intercepts[1])
+    if fold:
+        with torch.no_grad():
+            _assign(hidden.weight, coefs[0].T)
+            _assign(hidden.bias, intercepts[0])
+        return torch.nn.Sequential(hidden, torch.nn.ReLU(), output).eval()
+    norm = torch.nn.BatchNorm1d(m, eps=BATCH_NORM_EPS, momentum=None, dtype=torch.float64)
+    scale, var = batch_norm["scale"], batch_norm["var"]
+    W = np.divide(coefs[0] * np.sqrt(var), scale, out=np.zeros_like(coefs[0]), where=scale > 0)
+    with torch.no_grad():
+        _assign(hidden.weight, W.T)
+        _assign(norm.weight, scale)
+        _assign(norm.bias, batch_norm["shift"])
+        _assign(norm.running_mean, batch_norm["mean"])
+        _assign(norm.running_var, var)
+    return torch.nn.Sequential(hidden, norm, torch.nn.ReLU(), output).eval()
+
+
+def _assign(tensor: Any, values: np.ndarray) -> None:
+    import torch
+
+    tensor.copy_(torch.as_tensor(np.ascontiguousarray(values)))

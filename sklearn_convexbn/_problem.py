@@ -1,0 +1,307 @@
+r"""The training problem in convex form: objective, dual point and certificate.
+
+With whitened rows Z (n x k, last column ones), row weights p summing to one and a mean loss
+L, a network is a list of neurons (q_j, v_j), |q_j| = 1, and costs
+
+.. math:: L\Big(\sum_j (Z q_j)_+ v_j^T + 1 b^T\Big) + \alpha \sum_j |v_j|,
+
+which equals the weight-decay-regularized batch-normalized network after balancing the
+scales of q_j and v_j (Ergen et al., ICLR 2022). For gated ReLU the factor (Z q_j)_+ is
+``D_g Z q_j`` with the fixed 0/1 pattern of gate g.
+
+Any :math:`\Lambda` with :math:`1^T\Lambda = 0` (when b is fitted) and
+:math:`|\Lambda^T (Z q)_+| \le \alpha` for every unit q bounds the optimum from below by
+:math:`-L^*(-\Lambda)`. That bound is what :class:`Certificate` reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sklearn_convexbn._arrangements import activation_patterns, cone_norm
+from sklearn_convexbn._losses import Loss, optimal_intercept
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """A network in the whitened coordinates; the form every solver returns.
+
+    Attributes
+    ----------
+    directions : ndarray of shape (m, k)
+        Unit vectors q_j.
+    weights : ndarray of shape (m, C)
+        Output weights v_j; |v_j| is what the neuron costs.
+    intercept : ndarray of shape (C,)
+    gates : ndarray of shape (m,), int, or None
+        Index of each neuron's gate (gated ReLU), or of the cone it was fitted in (ReLU on a
+        list of arrangements); None where the solver had no list.
+    """
+
+    directions: np.ndarray
+    weights: np.ndarray
+    intercept: np.ndarray
+    gates: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self.directions.shape[0])
+
+    @property
+    def mass(self) -> float:
+        """Sum of |v_j|: the regularizer."""
+        return float(np.linalg.norm(self.weights, axis=1).sum())
+
+    @classmethod
+    def empty(cls, k: int, intercept: np.ndarray) -> Neurons:
+        """Return the network without hidden units."""
+        C = intercept.shape[0]
+        return cls(np.zeros((0, k)), np.zeros((0, C)), intercept, np.zeros(0, dtype=np.intp))
+
+    @classmethod
+    def from_products(
+        cls, q: np.ndarray, g: np.ndarray, intercept: np.ndarray, gates: np.ndarray | None
+    ) -> Neurons:
+        """Normalize neurons given as q_j (m, k) and g_j (m, C) of any length; drop zero ones."""
+        length = np.linalg.norm(q, axis=1)
+        keep = (length > 0) & (np.linalg.norm(g, axis=1) > 0)
+        q, g, length = q[keep], g[keep], length[keep, None]
+        return cls(q / length, g * length, intercept, None if gates is None else gates[keep])
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a network is from the optimum of its training problem, at most.
+
+    Attributes
+    ----------
+    primal : float
+        Objective of the network.
+    dual : float
+        Lower bound on the optimal value.
+    gap : float
+        Relative duality gap, ``(primal - dual) / primal``.
+    infeasibility : float
+        Relative excess ``max |Lambda^T (Z q)_+| / alpha - 1`` of the dual point before it
+        was scaled back, at least 0.
+    kind : {"exact", "estimated"}
+        "exact" when the bound is rigorous for the program named by `program`;
+        "estimated" when the maximum over arrangements came from a search, which may have
+        missed the most violated direction.
+    program : str
+        The optimum that is bounded: that of "all arrangements", or of a fixed list.
+    """
+
+    primal: float
+    dual: float
+    gap: float
+    infeasibility: float
+    kind: str
+    program: str
+
+    def scaled(self, factor: float) -> Certificate:
+        """Return the certificate with both values multiplied by `factor`."""
+        return replace(self, primal=self.primal * factor, dual=self.dual * factor)
+
+    def __str__(self) -> str:
+        bound = "certified" if self.kind == "exact" else "estimated, by a search,"
+        return (
+            f"objective {self.primal:.6g}, {bound} to be within {100 * self.gap:.2g} % of the "
+            f"optimum over {self.program}"
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One training problem; immutable.
+
+    Attributes
+    ----------
+    Z : ndarray of shape (n, k)
+        Whitened rows, last column ones.
+    Y : ndarray of shape (n, C)
+    p : ndarray of shape (n,)
+        Row weights, positive, summing to one.
+    loss : Loss
+    alpha : float
+        Positive.
+    fit_intercept : bool
+        Whether b is free; else it is zero.
+    activation : {"relu", "gated_relu"}
+    gates : ndarray of shape (k, P) or None
+        The list of arrangements the program is restricted to (always for gated ReLU).
+        None is the full ReLU problem.
+    all_arrangements : bool
+        Whether `gates` lists every arrangement, so that nothing is lost.
+    spectrum : ndarray of shape (k,)
+        Diagonal of Z^T diag(p) Z.
+    """
+
+    Z: np.ndarray
+    Y: np.ndarray
+    p: np.ndarray
+    loss: Loss
+    alpha: float
+    fit_intercept: bool
+    activation: str
+    gates: np.ndarray | None
+    all_arrangements: bool
+    spectrum: np.ndarray
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs C."""
+        return int(self.Y.shape[1])
+
+    @property
+    def program(self) -> str:
+        """The program in words, for certificates and messages."""
+        if self.gates is None or (self.activation == "relu" and self.all_arrangements):
+            return "all arrangements"
+        if self.activation == "gated_relu":
+            return f"{self.gates.shape[1]} fixed gates"
+        return f"{self.gates.shape[1]} sampled arrangements"
+
+    @cached_property
+    def patterns(self) -> np.ndarray:
+        """0/1 patterns (n, P), bool, of the listed arrangements."""
+        if self.gates is None:
+            raise ValueError("This program has no list of arrangements.")
+        return activation_patterns(self.Z, self.gates)
+
+    def hidden(self, directions: np.ndarray, gates: np.ndarray | None) -> np.ndarray:
+        """Return the activations (n, m) of unit directions (m, k)."""
+        H = self.Z @ directions.T
+        if self.activation == "gated_relu":
+            return np.where(self.patterns[:, gates], H, 0.0)
+        return np.maximum(H, 0.0)
+
+    def fit_without_intercept(self, neurons: Neurons) -> np.ndarray:
+        """Return ``sum_j a_j v_j^T`` (n, C)."""
+        return self.hidden(neurons.directions, neurons.gates) @ neurons.weights
+
+    def constant(self) -> np.ndarray:
+        """Return the intercept (C,) of the best network without hidden units."""
+        if not self.fit_intercept:
+            return np.zeros(self.n_outputs)
+        return self.loss.constant_fit(self.Y, self.p)
+
+    def with_best_intercept(self, neurons: Neurons) -> tuple[Neurons, np.ndarray]:
+        """Return the neurons with the optimal b, and the fit (n, C) including it."""
+        F = self.fit_without_intercept(neurons)
+        if not self.fit_intercept:
+            return neurons, F
+        b = optimal_intercept(self.loss, F, self.Y, self.p)
+        return replace(neurons, intercept=b), F + b
+
+    def objective(self, neurons: Neurons) -> float:
+        """Return the mean loss plus ``alpha`` times the mass, at the neurons' own b."""
+        F = self.fit_without_intercept(neurons) + neurons.intercept
+        return float(self.loss.value(F, self.Y, self.p)) + self.alpha * neurons.mass
+
+    def dual_point(self, F: np.ndarray) -> np.ndarray:
+        """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C)."""
+        return -self.loss.gradient(F, self.Y, self.p)
+
+    def gate_norms(self, Lambda: np.ndarray) -> np.ndarray:
+        """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1."""
+        if self.n_outputs == 1:
+            return np.linalg.norm(self.Z.T @ (self.patterns * Lambda), axis=0)
+        return np.array([spectral_norm(self.Z.T @ (m[:, None] * Lambda)) for m in self.patterns.T])
+
+    def cone_norms(self, Lambda: np.ndarray) -> np.ndarray:
+        """Return ``max <e Z^T D_i Lambda, q>`` over unit q in cone i, (2, P) for e = +1, -1.
+
+        For one output. Where the maximum over the whole space is below alpha already, that
+        upper bound is returned: no projection is needed to see that the constraint holds.
+        """
+        correlations = self.Z.T @ (self.patterns * Lambda)
+        free = np.linalg.norm(correlations, axis=0)
+        norms = np.vstack([free, free])
+        for i in np.flatnonzero(free > self.alpha):
+            for row, sign in enumerate((1.0, -1.0)):
+                norms[row, i] = cone_norm(self.Z, self.patterns[:, i], sign * correlations[:, i])
+        return norms
+
+    def certificate(
+        self,
+        neurons: Neurons,
+        *,
+        Lambda: np.ndarray | None = None,
+        largest_correlation: float | None = None,
+        proven: bool = False,
+    ) -> tuple[Neurons, Certificate]:
+        """Set the optimal b and bound the distance from the optimum.
+
+        Parameters
+        ----------
+        neurons : Neurons
+        Lambda : ndarray of shape (n, C), default=None
+            A dual point, summing to zero over the rows when b is fitted. None takes minus the
+            gradient of the mean loss at the network.
+        largest_correlation : float, default=None
+            An upper bound on ``max |Lambda^T (Z q)_+|`` over the program's unit directions
+            if the solver has one (from its multipliers), or the largest value a search has
+            found where the program has no list of arrangements. None computes it, which
+            needs a list.
+        proven : bool, default=False
+            Whether `largest_correlation` is an upper bound, not the result of a search.
+
+        Returns
+        -------
+        neurons : Neurons
+            The same network with the optimal b.
+        certificate : Certificate
+        """
+        neurons, F = self.with_best_intercept(neurons)
+        primal = float(self.loss.value(F, self.Y, self.p)) + self.alpha * neurons.mass
+        if Lambda is None:
+            Lambda = self.dual_point(F)
+        if largest_correlation is None:
+            largest_correlation, proven = self._largest_correlation(Lambda), True
+        dual = self.dual_value(Lambda, largest_correlation)
+        return neurons, Certificate(
+            primal=primal,
+            dual=dual,
+            gap=relative_gap(primal, dual),
+            infeasibility=max(0.0, largest_correlation / self.alpha - 1.0),
+            kind="exact" if proven else "estimated",
+            program=self.program,
+        )
+
+    def dual_value(self, Lambda: np.ndarray, largest_correlation: float) -> float:
+        """Return the dual value of Lambda (n, C) scaled back until it is feasible."""
+        scale = 1.0
+        if largest_correlation > self.alpha:
+            scale = self.alpha / largest_correlation
+        return -float(self.loss.conjugate(-scale * Lambda, self.Y, self.p))
+
+    def _largest_correlation(self, Lambda: np.ndarray) -> float:
+        if self.gates is None:
+            raise ValueError("The full ReLU problem needs a search; pass largest_correlation.")
+        norms = self.gate_norms if self.activation == "gated_relu" else self.cone_norms
+        return float(norms(Lambda).max(initial=0.0))
+
+    def cone_violation(self, neurons: Neurons) -> float:
+        """Return how far neurons leave the cones they are listed in: ``max -(2D-I) Z q``, >= 0."""
+        signs = np.where(self.patterns[:, neurons.gates], 1.0, -1.0)
+        return float(-(signs * (self.Z @ neurons.directions.T)).min(initial=0.0))
+
+
+def relative_gap(primal: float, dual: float) -> float:
+    """Return (primal - dual) / primal; rounding below zero is reported as zero."""
+    if primal <= 0.0:
+        return 0.0
+    gap = (primal - dual) / primal
+    return 0.0 if -1e-9 <= gap <= 0.0 else gap
+
+
+def spectral_norm(M: np.ndarray) -> float:
+    """Return the largest singular value of M, 0 for an empty one."""
+    if min(M.shape) == 0:
+        return 0.0
+    gram: Any = M.T @ M if M.shape[0] >= M.shape[1] else M @ M.T
+    return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0)))

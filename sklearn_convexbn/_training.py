@@ -1,0 +1,185 @@
+"""From canonical data and settings to a solved problem: the path every fit takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from sklearn.base import clone
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn._arrangements import (
+    arrangement_bound,
+    distinct_gates,
+    enumerate_gates,
+    random_directions,
+)
+from sklearn_convexbn._data import TargetScaling
+from sklearn_convexbn._losses import Loss
+from sklearn_convexbn._network import Network, neurons_of_network, recover_network
+from sklearn_convexbn._problem import Problem
+from sklearn_convexbn._whitening import Whitening, whiten
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The estimator parameters that shape the problem and the run, already validated."""
+
+    alpha: float
+    n_components: int | float | None
+    shrinkage: float | str
+    activation: str
+    solver: str | solvers.Solver
+    n_gates: int | str
+    fit_intercept: bool
+    tol: float
+    max_iter: int
+    device: str
+    random_state: np.random.RandomState
+    verbose: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a fit produced."""
+
+    network: Network
+    result: solvers.Result
+    whitening: Whitening
+    solver: solvers.Solver
+
+
+def train(
+    X: np.ndarray,
+    Y: np.ndarray,
+    weights: np.ndarray,
+    loss: Loss,
+    settings: TrainingSettings,
+    *,
+    target: TargetScaling | None = None,
+    start: Network | None = None,
+) -> Trained:
+    """Whiten, state the problem, solve it and recover the network.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Canonical rows.
+    Y : ndarray of shape (n, C)
+        Encoded (and scaled) targets.
+    weights : ndarray of shape (n,)
+        Positive.
+    loss : Loss
+    settings : TrainingSettings
+    target : TargetScaling, default=None
+        How to return to the target's own units.
+    start : Network, default=None
+        A network to start from, in the units of X and y.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    ValueError
+        If the solver does not handle the problem, or it does not fit into memory.
+    """
+    Z, whitening = whiten(
+        X, weights, n_components=settings.n_components, shrinkage=settings.shrinkage
+    )
+    problem = Problem(
+        Z=Z,
+        Y=Y,
+        p=weights / weights.sum(),
+        loss=loss,
+        alpha=settings.alpha,
+        fit_intercept=settings.fit_intercept,
+        activation=settings.activation,
+        gates=None,
+        all_arrangements=False,
+        spectrum=whitening.spectrum,
+    )
+    solver = choose_solver(settings.solver, problem)
+    problem = with_arrangements(problem, whitening, solver, settings)
+    solvers.check_supported(solver, problem)
+    neurons = None
+    if start is not None and start.coefs[0].shape[0] == X.shape[1] and (
+        start.coefs[1].shape[1] == Y.shape[1]
+    ):
+        neurons = neurons_of_network(start, whitening, gates=problem.gates, target=target)
+    run_settings = solvers.RunSettings(
+        tol=settings.tol,
+        device=settings.device,
+        random_directions=partial(
+            random_directions, whitening, random_state=settings.random_state
+        ),
+        start=neurons,
+    )
+    result = solvers.run(
+        solver, problem, run_settings, max_iter=settings.max_iter, verbose=settings.verbose
+    )
+    gates = problem.gates if settings.activation == "gated_relu" else None
+    network = recover_network(result.neurons, whitening, gates=gates, target=target)
+    return Trained(network, result, whitening, solver)
+
+
+def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Solver:
+    """Resolve the ``solver`` parameter; "auto" prefers a proven closed form."""
+    if isinstance(solver, solvers.Solver):
+        return clone(solver)
+    if solver != "auto":
+        return solvers.make_solver(solver)
+    closed_form = solvers.make_solver("closed_form")
+    if not closed_form.unsupported(problem):
+        return closed_form
+    return solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
+
+
+def with_arrangements(
+    problem: Problem, whitening: Whitening, solver: solvers.Solver, settings: TrainingSettings
+) -> Problem:
+    """Give the problem its list of arrangements where the program or the solver needs one."""
+    if problem.activation == "relu" and not solver.needs_arrangements:
+        return problem
+    every = settings.n_gates == "all"
+    n, k = problem.Z.shape
+    count = arrangement_bound(n, k) if every else int(settings.n_gates)
+    if not every:
+        check_memory(n, k, count, problem.n_outputs)
+    if every:
+        gates = enumerate_gates(problem.Z)
+    else:
+        draws = random_directions(whitening, count, settings.random_state)
+        gates = distinct_gates(problem.Z, draws)
+    return replace(problem, gates=gates, all_arrangements=every)
+
+
+def check_memory(n: int, k: int, n_gates: int, n_outputs: int) -> None:
+    """Refuse a program on a list of arrangements that cannot fit into this machine's memory.
+
+    Raises
+    ------
+    ValueError
+        With an estimate of what is needed.
+    """
+    # Patterns, and three work arrays of one double per row, gate and output.
+    needed = n * n_gates * (1 + 24 * n_outputs) + 8 * n_gates * k * n_outputs
+    available = physical_memory()
+    if available is not None and needed > 0.8 * available:
+        raise ValueError(
+            f"n_gates={n_gates} with {n} rows and {n_outputs} outputs needs about "
+            f"{needed / 2**30:.1f} GiB (an estimate), more than this machine's "
+            f"{available / 2**30:.1f} GiB. Lower n_gates, or use activation='relu' with "
+            "solver='pursuit', which needs no list of gates."
+        )
+
+
+def physical_memory() -> int | None:
+    """Return the machine's memory in bytes, or None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,0 +1,85 @@
+"""Solvers of the convex training problem, and the registry that names them.
+
+A new solver is one module with a :class:`Solver` subclass and one line in ``REGISTRY``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from sklearn_convexbn._problem import Problem
+from sklearn_convexbn.solvers._base import Iterate, Result, RunSettings, Solver, run
+
+#: Name -> (module, class), in the order in which capable solvers are recommended.
+REGISTRY: dict[str, tuple[str, str]] = {
+    "closed_form": ("sklearn_convexbn.solvers._closed_form", "ClosedForm"),
+    "pursuit": ("sklearn_convexbn.solvers._pursuit", "Pursuit"),
+    "fista": ("sklearn_convexbn.solvers._fista", "FISTA"),
+    "cvxpy": ("sklearn_convexbn.solvers._cvxpy", "CVXPY"),
+}
+
+__all__ = [
+    "CVXPY",
+    "FISTA",
+    "REGISTRY",
+    "ClosedForm",
+    "Iterate",
+    "Pursuit",
+    "Result",
+    "RunSettings",
+    "Solver",
+    "capable_solvers",
+    "check_supported",
+    "make_solver",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, class_name in REGISTRY.values():
+        if class_name == name:
+            return getattr(import_module(module), class_name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def make_solver(name: str) -> Solver:
+    """Return a new solver with default parameters by its registered name.
+
+    Raises
+    ------
+    ValueError
+        If no solver has this name.
+    """
+    if name not in REGISTRY:
+        raise ValueError(
+            f"The 'solver' parameter must be 'auto', one of {sorted(REGISTRY)}, or a solver "
+            f"instance. Got {name!r} instead."
+        )
+    module, class_name = REGISTRY[name]
+    return getattr(import_module(module), class_name)()
+
+
+def capable_solvers(problem: Problem) -> list[str]:
+    """Return the names of the registered solvers that handle `problem`."""
+    return [name for name in REGISTRY if not make_solver(name).unsupported(problem)]
+
+
+def check_supported(solver: Solver, problem: Problem) -> None:
+    """Refuse a problem the solver cannot handle, naming solvers that can.
+
+    Raises
+    ------
+    ValueError
+        With the reason and the alternatives.
+    """
+    reason = solver.unsupported(problem)
+    if not reason:
+        return
+    names = [repr(name) for name in capable_solvers(problem)]
+    remedy = f"Use solver={' or '.join(names)}." if names else "No solver handles it yet."
+    raise ValueError(f"solver={solver.name!r} does not handle {reason}. {remedy}")

@@ -1,0 +1,194 @@
+"""One driver, many solvers: stopping, certificates, history and the one warning live here.
+
+A solver yields iterates; the driver certifies each of them in float64 from the network
+alone, so that ``tol`` means the same for every solver and no solver vouches for itself.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_convexbn._problem import Certificate, Neurons, Problem, relative_gap
+
+#: Columns of ``history_``.
+HISTORY = ("objective", "dual_gap", "n_neurons", "time")
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """One round of a solver.
+
+    Attributes
+    ----------
+    neurons : Neurons
+        A feasible network.
+    Lambda : ndarray of shape (n, C) or None
+        A dual point better than the one the network itself gives.
+    largest_correlation : float or None
+        The largest ``|Lambda^T (Z q)_+|`` of the dual point: an upper bound (then `proven`) or
+        the maximum of a search. None lets the problem compute it.
+    proven : bool
+        Whether `largest_correlation` bounds the true maximum.
+    stalled : bool
+        Whether the solver can improve no further; the driver then stops.
+    """
+
+    neurons: Neurons
+    Lambda: np.ndarray | None = None
+    largest_correlation: float | None = None
+    proven: bool = False
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the driver hands to a solver besides the problem.
+
+    Attributes
+    ----------
+    tol : float
+        Relative gap the driver will accept; a hint for inner tolerances.
+    device : str
+        torch device for solvers that compute in torch.
+    random_directions : callable
+        ``random_directions(count)`` draws directions (k, count), the same sequence for the
+        same ``random_state``.
+    start : Neurons or None
+        Network to start from.
+    """
+
+    tol: float
+    device: str
+    random_directions: Callable[[int], np.ndarray]
+    start: Neurons | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Best network of a run, with the certificate that belongs to it."""
+
+    neurons: Neurons
+    certificate: Certificate
+    n_iter: int
+    converged: bool
+    history: dict[str, np.ndarray] = field(repr=False)
+
+
+class Solver(BaseEstimator, ABC):
+    """Base class of the solvers.
+
+    A subclass sets `name`, says in :meth:`unsupported` what it cannot handle and yields
+    networks from :meth:`iterates`. Its constructor parameters are reachable from an
+    estimator as ``solver__x``.
+    """
+
+    #: Name in the registry.
+    name: str = ""
+    #: Whether ReLU programs are restricted to a list of arrangements (``n_gates``).
+    needs_arrangements: bool = True
+
+    @abstractmethod
+    def unsupported(self, problem: Problem) -> str:
+        """Return why the problem cannot be solved, or "" when it can.
+
+        The text completes the sentence "solver=... does not handle ...".
+        """
+
+    @abstractmethod
+    def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+        """Yield better and better networks, one a round."""
+
+
+def run(
+    solver: Solver, problem: Problem, settings: RunSettings, *, max_iter: int, verbose: int = 0
+) -> Result:
+    """Run a solver until the relative gap is at most ``settings.tol``.
+
+    Parameters
+    ----------
+    solver : Solver
+    problem : Problem
+    settings : RunSettings
+    max_iter : int
+        Largest number of rounds.
+    verbose : int, default=0
+        Print one line a round when positive.
+
+    Returns
+    -------
+    Result
+        The network with the smallest objective seen, and its own certificate. Not reaching
+        the tolerance warns once with ConvergenceWarning.
+    """
+    begin = time.perf_counter()
+    rows: list[tuple[float, float, int, float]] = []
+    best: tuple[Neurons, Certificate] | None = None
+    converged = stalled = False
+    for iterate in islice(solver.iterates(problem, settings), max_iter):
+        neurons, certificate = problem.certificate(
+            iterate.neurons,
+            Lambda=iterate.Lambda,
+            largest_correlation=iterate.largest_correlation,
+            proven=iterate.proven,
+        )
+        best = _better(best, neurons, certificate)
+        certificate = best[1]
+        elapsed = time.perf_counter() - begin
+        rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed))
+        if verbose:
+            print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
+        converged, stalled = certificate.gap <= settings.tol, iterate.stalled
+        if converged or stalled:
+            break
+    if best is None:
+        raise RuntimeError(f"solver={solver.name!r} returned no network.")
+    if not converged:
+        message = _not_converged(best[1], settings.tol, len(rows), stalled)
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+    history = {
+        key: np.array(column)
+        for key, column in zip(HISTORY, zip(*rows, strict=True), strict=True)
+    }
+    return Result(*best, n_iter=len(rows), converged=converged, history=history)
+
+
+def _better(
+    best: tuple[Neurons, Certificate] | None, neurons: Neurons, certificate: Certificate
+) -> tuple[Neurons, Certificate]:
+    """Keep the network of smaller objective, and the larger of two proven lower bounds.
+
+    An estimated bound is not carried over: a later search may have shown it to be wrong.
+    """
+    if best is None:
+        return neurons, certificate
+    old = best[1]
+    if certificate.kind == "estimated":
+        return (neurons, certificate) if certificate.primal <= old.primal else best
+    dual = max(old.dual, certificate.dual)
+    if certificate.primal > old.primal:
+        neurons, certificate = best
+    gap = relative_gap(certificate.primal, dual)
+    return neurons, replace(certificate, dual=dual, gap=gap)
+
+
+def _not_converged(certificate: Certificate, tol: float, rounds: int, stalled: bool) -> str:
+    """Say what happened and what to do."""
+    remedy = (
+        "Progress has come to a halt at this accuracy: increase tol, or choose another solver."
+        if stalled
+        else "Increase max_iter or tol, or choose a larger alpha."
+    )
+    return (
+        f"Stopped after {rounds} rounds with a relative duality gap of {certificate.gap:.2g}, above "
+        f"tol={tol:g}: the objective {certificate.primal:.6g} may be up to "
+        f"{100 * max(certificate.gap, 0.0):.2g} % above the optimum. The network is usable. {remedy}"
+    )
