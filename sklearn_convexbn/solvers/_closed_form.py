@@ -1,0 +1,263 @@
+r"""Closed forms for centred data of rank n - 1: more features than samples.
+
+Then Z is square with ``Z^T diag(p) Z = I``, so ``(Z q)_+`` can be any non-negative vector a, at
+cost ``|q| = |diag(p)^{1/2} a|``, and the training problem decouples (Ergen et al., ICLR 2022,
+section 3 for squared loss and one-hot targets; the other forms by the same argument). With
+``M = diag(p)^{-1/2} Lambda`` the dual constraint reads ``max |M^T a| <= alpha`` over unit a >= 0.
+It is bounded by the largest eigenvalue of ``max(M M^T, 0)``, and the bound is attained in every
+case solved here, so that the certificate is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from scipy import optimize
+
+from sklearn_convexbn._losses import LogisticLoss, SquaredLoss
+from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+
+#: A form is used only when its certificate closes to this relative gap.
+PROOF_TOLERANCE = 1e-8
+
+
+class ClosedForm(Solver):
+    """Optimal network in closed form, where one is proven.
+
+    Handles ReLU without shrinkage when the (distinct) rows are linearly independent after
+    centring, that is n <= d + 1 in general position with all components kept: squared loss
+    with one output, and classification with any loss. Where an intercept is fitted a convex
+    problem in the intercept alone (C unknowns) remains and is solved numerically.
+    """
+
+    name = "closed_form"
+    needs_arrangements = False
+
+    def unsupported(self, problem: Problem) -> str:
+        if problem.activation != "relu":
+            return f"activation={problem.activation!r}"
+        n, k = problem.Z.shape
+        if n != k:
+            return (
+                f"{n} distinct rows of rank {k - 1} (closed forms need rank n - 1: at least as many "
+                "independent features as distinct rows less one, all of them kept)"
+            )
+        if not np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9):
+            return "shrinkage > 0"
+        if _is_scalar_regression(problem):
+            return ""
+        if not _targets_are_classes(problem):
+            return f"{problem.n_outputs} outputs that are not one-hot targets"
+        if _certified(problem, _class_solution(problem)) > PROOF_TOLERANCE:
+            return (
+                "these class proportions at this alpha (one neuron a class is not proven optimal "
+                "there)"
+            )
+        return ""
+
+    def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+        neurons = _solution(problem)
+        neurons, F = problem.with_best_intercept(neurons)
+        bound = _correlation_bound(problem, problem.dual_point(F))
+        yield Iterate(neurons, largest_correlation=bound, proven=True, stalled=True)
+
+
+def _is_scalar_regression(problem: Problem) -> bool:
+    return isinstance(problem.loss, SquaredLoss) and problem.n_outputs == 1
+
+
+def _targets_are_classes(problem: Problem) -> bool:
+    Y = problem.Y
+    if isinstance(problem.loss, LogisticLoss):
+        return True
+    return bool(((Y == 0) | (Y == 1)).all() and (Y.sum(axis=1) == 1).all())
+
+
+def _solution(problem: Problem) -> Neurons:
+    if _is_scalar_regression(problem):
+        return _scalar_solution(problem)
+    return _class_solution(problem)
+
+
+def _certified(problem: Problem, neurons: Neurons) -> float:
+    """Return the proven relative gap of a candidate."""
+    _, F = problem.with_best_intercept(neurons)
+    bound = _correlation_bound(problem, problem.dual_point(F))
+    return problem.certificate(neurons, largest_correlation=bound, proven=True)[1].gap
+
+
+def _correlation_bound(problem: Problem, Lambda: np.ndarray) -> float:
+    """Bound ``max |Lambda^T (Z q)_+|`` over unit q when Z is square, for any Lambda (n, C)."""
+    M = Lambda / np.sqrt(problem.p)[:, None]
+    return float(np.sqrt(max(np.linalg.eigvalsh(np.maximum(M @ M.T, 0.0))[-1], 0.0)))
+
+
+def _neurons(problem: Problem, A: np.ndarray, G: np.ndarray, b: np.ndarray) -> Neurons:
+    """Return neurons with activations A (n, m), non-negative, and output weights G (m, C)."""
+    q = (problem.Z.T * problem.p) @ A  # the inverse of Z
+    return Neurons.from_products(q.T, G, b, None)
+
+
+def _scalar_solution(problem: Problem) -> Neurons:
+    """Squared loss, one output: two neurons, on the rows above b and on those below.
+
+    For fixed b the fit is ``(1 - alpha/|r+|)_+ r+ - (1 - alpha/|r-|)_+ r-`` with r = y - b and
+    norms weighted by p; b is the root of a monotone derivative.
+    """
+    y, p, alpha = problem.Y[:, 0], problem.p, problem.alpha
+
+    def residual_slope(b: float) -> float:
+        above, below = np.maximum(y - b, 0.0), np.maximum(b - y, 0.0)
+        return float(p @ below * _clip(alpha, below, p) - p @ above * _clip(alpha, above, p))
+
+    b = 0.0
+    if problem.fit_intercept and y.min() < y.max():
+        b = optimize.brentq(residual_slope, y.min(), y.max(), xtol=1e-15, rtol=1e-14)
+    elif problem.fit_intercept:
+        b = float(y[0])
+    parts = np.column_stack([np.maximum(y - b, 0.0), np.maximum(b - y, 0.0)])
+    shrink = np.array([1.0 - _clip(alpha, part, p) for part in parts.T])
+    return _neurons(problem, parts, np.diag([1.0, -1.0]) @ shrink[:, None], np.array([b]))
+
+
+def _clip(alpha: float, part: np.ndarray, p: np.ndarray) -> float:
+    """Return ``min(1, alpha / |part|_p)``."""
+    norm = float(np.sqrt(p @ part**2))
+    return 1.0 if norm <= alpha else alpha / norm
+
+
+def _class_solution(problem: Problem) -> Neurons:
+    """Classification: one neuron a class, active on the rows of that class (neural collapse)."""
+    one_output = problem.n_outputs == 1
+    members = np.hstack([1.0 - problem.Y, problem.Y]) if one_output else problem.Y
+    present = members.any(axis=0)
+    members = members[:, present]
+    targets = np.array([[0.0], [1.0]])[present] if one_output else np.eye(problem.n_outputs)[present]
+    shares = problem.p @ members
+    classes = _ClassProblem(problem, targets, shares)
+    b = classes.best_intercept() if problem.fit_intercept else np.zeros(problem.n_outputs)
+    return _neurons(problem, members, classes.outputs(b), b)
+
+
+class _ClassProblem:
+    """One row a class: ``min_b sum_c min_t P_c loss(b + t, y_c) + alpha sqrt(P_c) |t|``."""
+
+    def __init__(self, problem: Problem, targets: np.ndarray, shares: np.ndarray) -> None:
+        self.loss = problem.loss
+        self.thresholds = problem.alpha / np.sqrt(shares)
+        self.targets = targets
+        self.shares = shares
+
+    def outputs(self, b: np.ndarray) -> np.ndarray:
+        """Return the optimal t_c (K, C) of every class for a given b (C,)."""
+        rows = zip(self.targets, self.thresholds, strict=True)
+        return np.array([self._output(b, target, tau) for target, tau in rows])
+
+    def _output(self, b: np.ndarray, target: np.ndarray, tau: float) -> np.ndarray:
+        """Minimise ``loss(b + t, target) + tau |t|`` over t.
+
+        For squared loss this is a shrunken residual. For softmax Newton steps start on
+        the steepest descent ray from zero, where the objective is below its value at zero,
+        and go down from there, so the kink is never met again.
+        """
+        one = np.ones(1)
+        slope = self.loss.gradient(b[None], target[None], one)[0]
+        if np.linalg.norm(slope) <= tau:
+            return np.zeros_like(b)
+        if isinstance(self.loss, SquaredLoss):
+            return -slope * (1.0 - tau / np.linalg.norm(slope))
+        if isinstance(self.loss, LogisticLoss):  # the slope ends at tau, so the fit is known
+            return (2.0 * target - 1.0) * np.log((1.0 - tau) / tau) - b
+
+        def value(t: np.ndarray) -> float:
+            F = (b + t)[None]
+            return float(self.loss.value(F, target[None], one)) + tau * float(np.linalg.norm(t))
+
+        def gradient(t: np.ndarray) -> np.ndarray:
+            return self.loss.gradient((b + t)[None], target[None], one)[0] + tau * _unit(t)
+
+        def hessian(t: np.ndarray) -> np.ndarray:
+            curvature = self.loss.hessian((b + t)[None], target[None], one)[0]
+            return curvature + _norm_hessian(t, tau)
+
+        t = -slope
+        while value(t) >= value(np.zeros_like(t)):
+            t = 0.5 * t
+        return _newton_descent(value, gradient, hessian, t)
+
+    def best_intercept(self) -> np.ndarray:
+        """Return the b (C,) that minimises the envelope over t, smooth and convex in b.
+
+        The envelope of one class is the infimal convolution of its loss and ``tau |.|``; its
+        gradient is that of the loss at b + t, its Hessian the parallel sum
+        ``H - H (H + N)^-1 H`` of both Hessians.
+        """
+        def value(b: np.ndarray) -> float:
+            t = self.outputs(b)
+            mass = self.shares * self.thresholds @ np.linalg.norm(t, axis=1)
+            return float(self.loss.value(b + t, self.targets, self.shares)) + float(mass)
+
+        def gradient(b: np.ndarray) -> np.ndarray:
+            return self.loss.gradient(b + self.outputs(b), self.targets, self.shares).sum(axis=0)
+
+        def hessian(b: np.ndarray) -> np.ndarray:
+            t = self.outputs(b)
+            total = np.zeros((len(b), len(b)))
+            curvatures = self.loss.hessian(b + t, self.targets, self.shares)
+            for H, t_c, tau in zip(curvatures, t, self.shares * self.thresholds, strict=True):
+                if t_c.any():
+                    H = H - H @ np.linalg.pinv(H + _norm_hessian(t_c, tau)) @ H
+                total += H
+            return total
+
+        start = self.loss.constant_fit(self.targets, self.shares)
+        if len(start) == 1:  # the envelope may be linear over a range: no curvature to use
+            return np.array([_increasing_root(lambda b: gradient(np.array([b]))[0], start[0])])
+        return _newton_descent(value, gradient, hessian, start)
+
+
+def _increasing_root(function: Callable[[float], float], start: float) -> float:
+    """Return a root of a non-decreasing function of one variable."""
+    reach = 1.0
+    while function(start - reach) > 0.0 or function(start + reach) < 0.0:
+        reach *= 2.0
+    return float(optimize.brentq(function, start - reach, start + reach, xtol=1e-15, rtol=1e-14))
+
+
+def _norm_hessian(t: np.ndarray, tau: float) -> np.ndarray:
+    """Return the Hessian of ``tau |t|`` at t != 0."""
+    u = _unit(t)
+    return tau / float(np.linalg.norm(t)) * (np.eye(len(t)) - np.outer(u, u))
+
+
+def _unit(t: np.ndarray) -> np.ndarray:
+    return t / max(float(np.linalg.norm(t)), 1e-300)
+
+
+def _newton_descent(
+    value: Callable[[np.ndarray], float],
+    gradient: Callable[[np.ndarray], np.ndarray],
+    hessian: Callable[[np.ndarray], np.ndarray],
+    t: np.ndarray,
+    max_iter: int = 100,
+) -> np.ndarray:
+    """Minimise a small smooth convex function by Newton steps with backtracking.
+
+    Close to the minimum, where differences of values drown in rounding, full steps are taken
+    as long as they halve the gradient.
+    """
+    slope = gradient(t)
+    for _ in range(max_iter):
+        step = -np.linalg.lstsq(hessian(t), slope, rcond=1e-14)[0]
+        decrement, here, size = -float(slope @ step), value(t), 1.0
+        local = decrement <= 1e-10 * (1.0 + abs(here))
+        if not local:
+            while size > 1e-12 and value(t + size * step) > here - 1e-4 * size * decrement:
+                size *= 0.5
+        trial = gradient(t + size * step)
+        if local and np.linalg.norm(trial) > 0.5 * np.linalg.norm(slope):
+            break
+        t, slope = t + size * step, trial
+    return t

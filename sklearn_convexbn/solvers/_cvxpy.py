@@ -1,0 +1,152 @@
+"""The convex programs as a modelling language states them, solved by any cone solver.
+
+Slow, accurate and independent of the package's own algorithms: the reference for small
+problems.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sklearn_convexbn._arrangements import project_onto_cone
+from sklearn_convexbn._losses import LogisticLoss, Loss, SoftmaxLoss, SquaredLoss
+from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+
+
+class CVXPY(Solver):
+    """Solve the program on a list of arrangements with CVXPY.
+
+    Parameters
+    ----------
+    backend : str, default="CLARABEL"
+        Any installed CVXPY solver that handles second-order cones (exponential cones for the
+        cross-entropies, semidefinite cones for several outputs).
+    options : dict, default=None
+        Passed to ``cvxpy.Problem.solve``.
+    """
+
+    name = "cvxpy"
+
+    def __init__(self, backend: str = "CLARABEL", options: dict[str, Any] | None = None) -> None:
+        self.backend = backend
+        self.options = options
+
+    def unsupported(self, problem: Problem) -> str:
+        if problem.activation == "relu" and problem.n_outputs > 1:
+            return "ReLU networks with several outputs (their convex program has no cone form)"
+        if not isinstance(problem.loss, (SquaredLoss, LogisticLoss, SoftmaxLoss)):
+            return f"the {problem.loss.name} loss"
+        return ""
+
+    def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+        if problem.activation == "relu":
+            neurons = self._solve_relu(problem)
+        elif problem.n_outputs == 1:
+            neurons = self._solve_gated(problem)
+        else:
+            neurons = self._solve_gated_nuclear(problem)
+        yield Iterate(neurons, stalled=True)
+
+    def _solve_relu(self, problem: Problem) -> Neurons:
+        import cvxpy as cp
+
+        k, P = problem.gates.shape  # type: ignore[union-attr]
+        patterns = problem.patterns.astype(float)
+        S, T, b = cp.Variable((k, P)), cp.Variable((k, P)), cp.Variable(1)
+        fit = cp.sum(cp.multiply(patterns, problem.Z @ (S - T)), axis=1, keepdims=True) + b
+        mass = cp.sum(cp.norm(S, 2, axis=0)) + cp.sum(cp.norm(T, 2, axis=0))
+        signs = 2.0 * patterns - 1.0
+        cones = [cp.multiply(signs, problem.Z @ V) >= 0 for V in (S, T)]
+        self._minimise(problem, fit, mass, b, cones)
+        return repaired_relu_neurons(problem, S.value.T, T.value.T, b.value)
+
+    def _solve_gated(self, problem: Problem) -> Neurons:
+        import cvxpy as cp
+
+        k, P = problem.gates.shape  # type: ignore[union-attr]
+        S, b = cp.Variable((k, P)), cp.Variable(1)
+        terms = cp.multiply(problem.patterns.astype(float), problem.Z @ S)
+        fit = cp.sum(terms, axis=1, keepdims=True) + b
+        self._minimise(problem, fit, cp.sum(cp.norm(S, 2, axis=0)), b, [])
+        return Neurons.from_products(S.value.T, np.ones((P, 1)), b.value, np.arange(P))
+
+    def _solve_gated_nuclear(self, problem: Problem) -> Neurons:
+        import cvxpy as cp
+
+        (k, P), C = problem.gates.shape, problem.n_outputs  # type: ignore[union-attr]
+        blocks, b = [cp.Variable((k, C)) for _ in range(P)], cp.Variable(C)
+        features = [problem.patterns[:, [g]] * problem.Z for g in range(P)]
+        fit = sum(A @ S for A, S in zip(features, blocks, strict=True)) + cp.reshape(
+            b, (1, C), order="C"
+        )
+        self._minimise(problem, fit, sum(cp.normNuc(S) for S in blocks), b, [])
+        return nuclear_neurons(np.array([S.value for S in blocks]), np.arange(P), b.value)
+
+    def _minimise(self, problem: Problem, fit: Any, mass: Any, b: Any, constraints: list) -> None:
+        import cvxpy as cp
+
+        if not problem.fit_intercept:
+            constraints = [*constraints, b == 0]
+        objective = _mean_loss(problem.loss, fit, problem.Y, problem.p) + problem.alpha * mass
+        program = cp.Problem(cp.Minimize(objective), constraints)
+        with warnings.catch_warnings():
+            # "Solution may be inaccurate": the certificate says how inaccurate.
+            warnings.simplefilter("ignore")
+            program.solve(solver=self.backend, **(self.options or {}))
+        if b.value is None or any(v.value is None for v in program.variables()):
+            raise RuntimeError(
+                f"solver='cvxpy' with backend={self.backend!r} ended with status "
+                f"{program.status!r} and no solution. Try another backend, another alpha, or "
+                "solver='fista'."
+            )
+
+
+def _mean_loss(loss: Loss, fit: Any, Y: np.ndarray, p: np.ndarray) -> Any:
+    """State the weighted mean loss of a CVXPY expression `fit` (n, C)."""
+    import cvxpy as cp
+
+    if isinstance(loss, SquaredLoss):
+        return 0.5 * cp.sum_squares(cp.multiply(np.sqrt(p)[:, None], fit - Y))
+    if isinstance(loss, LogisticLoss):
+        return p @ (cp.logistic(fit) - cp.multiply(Y, fit))[:, 0]
+    return p @ (cp.log_sum_exp(fit, axis=1) - cp.sum(cp.multiply(Y, fit), axis=1))
+
+
+def nuclear_neurons(blocks: np.ndarray, gates: np.ndarray, b: np.ndarray) -> Neurons:
+    """Return one neuron for each singular triple of the blocks S_g (P, k, C).
+
+    A neuron (u, sigma v) costs sigma, so the network costs the sum of the nuclear norms
+    (mathematics: section 4).
+    """
+    if blocks.shape[0] == 0:
+        return Neurons.empty(blocks.shape[1], b)
+    U, s, Vt = np.linalg.svd(blocks, full_matrices=False)
+    keep = s > 1e-12 * s.max(initial=0.0)
+    which, triple = np.nonzero(keep)
+    return Neurons(
+        directions=U[which, :, triple],
+        weights=s[which, triple][:, None] * Vt[which, triple],
+        intercept=b,
+        gates=gates[which],
+    )
+
+
+def repaired_relu_neurons(
+    problem: Problem, S: np.ndarray, T: np.ndarray, b: np.ndarray, drop: float = 1e-9
+) -> Neurons:
+    """Project blocks (P, k), entering the output with +1 (S) and -1 (T), onto their cones.
+
+    Blocks shorter than `drop` times the longest are zero up to the solver's accuracy.
+    """
+    blocks, signs = np.vstack([S, T]), np.repeat([1.0, -1.0], len(S))
+    cones = np.tile(np.arange(len(S)), 2)
+    lengths = np.linalg.norm(blocks, axis=1)
+    keep = np.flatnonzero(lengths > drop * max(lengths.max(initial=0.0), 1e-300))
+    Q = [project_onto_cone(problem.Z, problem.patterns[:, cones[j]], blocks[j]) for j in keep]
+    Q_kept = np.array(Q).reshape(len(keep), S.shape[1])
+    return Neurons.from_products(Q_kept, signs[keep, None], b, cones[keep])
