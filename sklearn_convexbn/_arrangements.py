@@ -55,7 +55,9 @@ def arrangement_bound(n: int, k: int) -> int:
     return 2 * sum(comb(n - 1, j) for j in range(min(k, n)))
 
 
-def enumerate_gates(Z: np.ndarray, *, max_arrangements: int | None = MAX_ARRANGEMENTS) -> np.ndarray:
+def enumerate_gates(
+    Z: np.ndarray, *, max_arrangements: int | None = MAX_ARRANGEMENTS
+) -> np.ndarray:
     """Return one gate in the interior of the cone of every arrangement of the rows of Z.
 
     Every cone has a facet, and a facet is a cone of the arrangement that the other rows
@@ -83,9 +85,10 @@ def enumerate_gates(Z: np.ndarray, *, max_arrangements: int | None = MAX_ARRANGE
     count = arrangement_bound(rows.shape[0], Z.shape[1])
     if max_arrangements is not None and count > max_arrangements:
         raise ValueError(
-            f"n_gates='all' would enumerate up to {count} arrangements of {rows.shape[0]} distinct "
-            f"rows in {Z.shape[1]} dimensions, more than the bound of {max_arrangements}. Keep fewer "
-            "directions with n_components (1 or 2), use fewer rows, or sample: n_gates=256."
+            f"n_gates='all' would enumerate up to {count} arrangements of {rows.shape[0]} "
+            f"distinct rows in {Z.shape[1]} dimensions, more than the bound of "
+            f"{max_arrangements}. Keep fewer directions with n_components (1 or 2), use fewer "
+            "rows, or sample: n_gates=256."
         )
     cells = _cells(rows)
     return distinct_gates(Z, cells)
@@ -167,6 +170,8 @@ def project_onto_cone(Z: np.ndarray, pattern: np.ndarray, c: np.ndarray) -> np.n
     M = (np.where(pattern, 1.0, -1.0)[:, None] * Z).T
     lengths = np.linalg.norm(M, axis=0)
     M = M[:, lengths > 0] / lengths[lengths > 0]
+    if M.shape[1] == 0:  # no hyperplane: the cone is the whole space
+        return c
     mu, _ = optimize.nnls(M, -c / size, maxiter=20 * max(M.shape))
     return c + size * (M @ mu)
 

@@ -39,9 +39,7 @@ def check_sample_weight(sample_weight: Any, X: np.ndarray) -> np.ndarray:
     ValueError
         For weights of a wrong shape, negative, not finite or all zero.
     """
-    weights = _check_sample_weight(
-        sample_weight, X, dtype=np.float64, ensure_non_negative=True
-    )
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not weights.any():
         raise ValueError(
             "sample_weight is zero for every sample: at least one weight must be non-zero."

@@ -113,7 +113,8 @@ def scale_target(
     """Centre a regression target and give it unit variance (mean over its outputs).
 
     Without an intercept the target is not centred, since the network could not undo it,
-    and is divided by its root mean square. A constant target keeps scale one.
+    and is divided by its root mean square. A constant target becomes zero, at the scale of its
+    largest entry.
 
     Parameters
     ----------

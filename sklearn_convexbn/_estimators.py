@@ -329,11 +329,10 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
         """
         with _unchanged_on_failure(self):
             check_parameters(self, self._parameter_constraints)
-            X, y = validate_data(
-                self, X, y, dtype=np.float64, multi_output=True, y_numeric=True
+            X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+            data = canonical_data(
+                X, np.asarray(y, dtype=np.float64), check_sample_weight(sample_weight, X)
             )
-            data = canonical_data(X, np.asarray(y, dtype=np.float64),
-                                  check_sample_weight(sample_weight, X))
             Y, target = scale_target(
                 data.y.reshape(len(data.X), -1), data.weights, fit_intercept=self.fit_intercept
             )
@@ -358,6 +357,8 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
+        # The directions kept are those of large variance in X, whatever the target.
+        tags.regressor_tags.poor_score = self.n_components is not None
         return tags
 
 
@@ -603,8 +604,10 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
         """Return the targets (n, C) of class codes and the loss they are for."""
         if n_classes == 2:
             y = codes[:, None].astype(np.float64)
-            return (y, LOSSES["logistic"]) if self.loss == "log_loss" else (
-                2.0 * y - 1.0, LOSSES["squared"]
+            return (
+                (y, LOSSES["logistic"])
+                if self.loss == "log_loss"
+                else (2.0 * y - 1.0, LOSSES["squared"])
             )
         return one_hot(codes, n_classes), LOSSES[
             "softmax" if self.loss == "log_loss" else "squared"

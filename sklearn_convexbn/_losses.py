@@ -119,7 +119,11 @@ class SoftmaxLoss(Loss):
         return p[:, None] * (softmax(F) - Y)
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
-        return (p[:, None] * _xlogx(U / p[:, None] + Y)).sum()
+        xp = array_namespace(U)
+        pi = U / p[:, None] + Y
+        outside = xp.abs(pi.sum(axis=1) - 1.0) > 1e-9
+        entropy = (p[:, None] * _xlogx(pi)).sum()
+        return entropy + float("inf") if bool(outside.any()) else entropy
 
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(F)
@@ -140,23 +144,24 @@ def softmax(F: Array) -> Array:
     return e / e.sum(axis=1)[:, None]
 
 
-def optimal_intercept(
-    loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int = 50
-) -> Array:
-    """Return the b (C,) that minimises ``loss.value(F + 1 b^T)``, by damped Newton steps.
+def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int = 200) -> Array:
+    """Return the b (C,) that minimises ``loss.value(F + 1 b^T)``.
 
-    At the minimum the columns of the gradient sum to zero, which is the constraint
-    ``1^T Lambda = 0`` of the dual (mathematics: section 5); the steps go on until that
-    sum is at rounding level. Where no minimum exists (one class only) the last iterate
-    is returned.
+    Newton steps, and where the curvature has underflown (a fit far from the targets) gradient
+    steps, which the curvature bound makes safe, doubled as long as they help. At the minimum
+    the columns of the gradient sum to zero, which is the constraint ``1^T Lambda = 0`` of the
+    dual (mathematics: section 5); the steps go on until that sum is at rounding level. Where
+    no minimum exists (one class only) the last iterate is returned.
 
     Parameters
     ----------
+    loss : Loss
     F : array of shape (n, C)
         The fit without intercept.
     Y : array of shape (n, C)
     p : array of shape (n,)
         Row weights, summing to one.
+    max_iter : int, default=200
 
     Returns
     -------
@@ -164,24 +169,37 @@ def optimal_intercept(
     """
     xp = array_namespace(F)
     b = xp.zeros_like(F[0])
-    value = loss.value(F, Y, p)
+    value = float(loss.value(F, Y, p))
     for _ in range(max_iter):
         gradient = loss.gradient(F + b, Y, p)
         slope = gradient.sum(axis=0)
         if float(xp.abs(slope).max()) <= 4 * _eps(F) * float(xp.abs(gradient).sum()):
             break
-        hessian = loss.hessian(F + b, Y, p).sum(axis=0)
-        step = -_pinv_solve(xp, hessian, slope)
-        size = 1.0
-        while size > 1e-10:
-            trial = loss.value(F + (b + size * step), Y, p)
-            if float(trial) <= float(value) + 1e-15 * abs(float(value)):
+        newton = -_pinv_solve(xp, loss.hessian(F + b, Y, p).sum(axis=0), slope)
+        b_new = b + newton
+        new = float(loss.value(F + b_new, Y, p))
+        # Gradient steps lower the value by at least half of slope^2 / curvature.
+        promised = 0.25 * float((slope * slope).sum()) / loss.curvature
+        if not new <= value - promised + 1e-15 * abs(value):
+            b_new, new = _gradient_step(loss, F, Y, p, b, slope, value)
+            if not new < value:
                 break
-            size *= 0.5
-        else:
-            break
-        b, value = b + size * step, trial
+        b, value = b_new, new
     return b
+
+
+def _gradient_step(
+    loss: Loss, F: Array, Y: Array, p: Array, b: Array, slope: Array, value: float
+) -> tuple[Array, float]:
+    """Step by 1 / curvature along minus `slope`, doubled while the value falls."""
+    size = 1.0 / loss.curvature
+    best, best_value = b, value
+    while True:
+        trial = float(loss.value(F + (b - size * slope), Y, p))
+        if not trial < best_value:
+            return best, best_value
+        best, best_value = b - size * slope, trial
+        size *= 2.0
 
 
 def _pinv_solve(xp: ModuleType, H: Array, g: Array) -> Array:

@@ -75,8 +75,9 @@ def recover_network(
     W, intercept = whitening.hidden_layer(q)
     deviation = np.sqrt((q[:, :-1] ** 2 * whitening.spectrum[:-1]).sum(axis=1))
     batch_norm = {
-        "mean": np.divide(whitening.mean @ W, deviation, out=np.zeros_like(deviation),
-                          where=deviation > 0),
+        "mean": np.divide(
+            whitening.mean @ W, deviation, out=np.zeros_like(deviation), where=deviation > 0
+        ),
         "var": np.ones_like(deviation),
         "scale": deviation,
         "shift": q[:, -1].copy(),
@@ -113,8 +114,8 @@ def neurons_of_network(
         return Neurons.from_products(q, v, intercept, None)
     listed = np.vstack(whitening.hidden_layer(gates.T))
     size = np.abs(listed).max(initial=0.0) or 1.0
-    same = np.array([np.abs(listed - g[:, None]).max(axis=0) <= 1e-9 * size for g in network.gates.T])
-    same = same.reshape(len(q), -1)
+    distances = [np.abs(listed - gate[:, None]).max(axis=0) for gate in network.gates.T]
+    same = np.array(distances).reshape(len(q), -1) <= 1e-9 * size
     found = same.any(axis=1)
     return Neurons.from_products(q[found], v[found], intercept, same[found].argmax(axis=1))
 
@@ -151,10 +152,16 @@ def to_torch(
     Returns
     -------
     torch.nn.Sequential
-        (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded.
+        (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. An empty
+        network is given one hidden unit of zeros, as torch's layers need one.
     """
     import torch
 
+    if coefs[0].shape[1] == 0:
+        coefs = [np.zeros((coefs[0].shape[0], 1)), np.zeros((1, coefs[1].shape[1]))]
+        intercepts = [np.zeros(1), intercepts[1]]
+        batch_norm = {"mean": np.zeros(1), "var": np.ones(1)}
+        batch_norm |= {"scale": np.zeros(1), "shift": np.zeros(1)}
     d, m = coefs[0].shape
     C = coefs[1].shape[1]
     output = torch.nn.Linear(m, C, dtype=torch.float64)

@@ -194,7 +194,8 @@ class Problem:
         F = self.fit_without_intercept(neurons)
         if not self.fit_intercept:
             return neurons, F
-        b = optimal_intercept(self.loss, F, self.Y, self.p)
+        shift = optimal_intercept(self.loss, F + neurons.intercept, self.Y, self.p)
+        b = neurons.intercept + shift
         return replace(neurons, intercept=b), F + b
 
     def objective(self, neurons: Neurons) -> float:

@@ -8,17 +8,23 @@ it is an estimate.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import torch
+from torch import Tensor
 
 #: Rows times starts held at once, in elements; bounds the memory of a search.
 BLOCK_ELEMENTS = 4_000_000
 
 
 def ascend(
-    Z: Any, Lambda: Any, starts: Any, *, n_steps: int, first: float = 0.5, last: float = 0.01
-) -> tuple[Any, Any]:
+    Z: Tensor,
+    Lambda: Tensor,
+    starts: Tensor,
+    *,
+    n_steps: int,
+    first: float = 0.5,
+    last: float = 0.01,
+) -> tuple[Tensor, Tensor]:
     """Raise ``|Lambda^T (Z q)_+|`` over unit q from many starts at once.
 
     Each step moves along the normalized gradient by a length that falls geometrically from
@@ -37,8 +43,6 @@ def ascend(
     directions : torch.Tensor of shape (k, S)
         Unit columns.
     """
-    import torch
-
     block = max(1, BLOCK_ELEMENTS // max(1, Z.shape[0]))
     parts = [
         _ascend_block(Z, Lambda, chunk, n_steps, first, last)
@@ -49,10 +53,8 @@ def ascend(
 
 
 def _ascend_block(
-    Z: Any, Lambda: Any, Q: Any, n_steps: int, first: float, last: float
-) -> tuple[Any, Any]:
-    import torch
-
+    Z: Tensor, Lambda: Tensor, Q: Tensor, n_steps: int, first: float, last: float
+) -> tuple[Tensor, Tensor]:
     Q = torch.nn.functional.normalize(Q, dim=0)
     best, best_Q = torch.full_like(Q[0], -1.0), Q.clone()
     ratio = (last / first) ** (1.0 / max(1, n_steps - 1))
@@ -72,10 +74,8 @@ def _ascend_block(
     return best, best_Q
 
 
-def correlations(Z: Any, Lambda: Any, Q: Any) -> Any:
+def correlations(Z: Tensor, Lambda: Tensor, Q: Tensor) -> Tensor:
     """Return ``|Lambda^T (Z q)_+|`` (S,) for directions Q (k, S)."""
-    import torch
-
     block = max(1, BLOCK_ELEMENTS // max(1, Z.shape[0]))
     parts = [Lambda.T @ (Z @ q).clamp_min(0) for q in torch.split(Q, block, dim=1)]
     return torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=0)

@@ -106,16 +106,16 @@ def train(
     problem = with_arrangements(problem, whitening, solver, settings)
     solvers.check_supported(solver, problem)
     neurons = None
-    if start is not None and start.coefs[0].shape[0] == X.shape[1] and (
-        start.coefs[1].shape[1] == Y.shape[1]
+    if (
+        start is not None
+        and start.coefs[0].shape[0] == X.shape[1]
+        and (start.coefs[1].shape[1] == Y.shape[1])
     ):
         neurons = neurons_of_network(start, whitening, gates=problem.gates, target=target)
     run_settings = solvers.RunSettings(
         tol=settings.tol,
         device=settings.device,
-        random_directions=partial(
-            random_directions, whitening, random_state=settings.random_state
-        ),
+        random_directions=partial(random_directions, whitening, random_state=settings.random_state),
         start=neurons,
     )
     result = solvers.run(

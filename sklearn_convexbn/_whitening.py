@@ -143,8 +143,8 @@ def _number_kept(n_components: int | float | None, ratio: np.ndarray) -> int:
         return rank
     if isinstance(n_components, Integral):
         return min(int(n_components), rank)
-    # As in PCA: the smallest k whose directions explain at least this share.
-    return min(int(np.searchsorted(np.cumsum(ratio), n_components)) + 1, rank)
+    # As in PCA: the smallest k whose directions explain more than this share.
+    return min(int(np.searchsorted(np.cumsum(ratio), n_components, side="right")) + 1, rank)
 
 
 def _ledoit_wolf(Xc: np.ndarray, p: np.ndarray, variances: np.ndarray, total: float) -> float:

@@ -155,8 +155,7 @@ def run(
         message = _not_converged(best[1], settings.tol, len(rows), stalled)
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
     history = {
-        key: np.array(column)
-        for key, column in zip(HISTORY, zip(*rows, strict=True), strict=True)
+        key: np.array(column) for key, column in zip(HISTORY, zip(*rows, strict=True), strict=True)
     }
     return Result(*best, n_iter=len(rows), converged=converged, history=history)
 
@@ -188,7 +187,8 @@ def _not_converged(certificate: Certificate, tol: float, rounds: int, stalled: b
         else "Increase max_iter or tol, or choose a larger alpha."
     )
     return (
-        f"Stopped after {rounds} rounds with a relative duality gap of {certificate.gap:.2g}, above "
-        f"tol={tol:g}: the objective {certificate.primal:.6g} may be up to "
-        f"{100 * max(certificate.gap, 0.0):.2g} % above the optimum. The network is usable. {remedy}"
+        f"Stopped after {rounds} rounds with a relative duality gap of {certificate.gap:.2g}, "
+        f"above tol={tol:g}: the objective {certificate.primal:.6g} may be up to "
+        f"{100 * max(certificate.gap, 0.0):.2g} % above the optimum. The network is usable. "
+        f"{remedy}"
     )

@@ -41,8 +41,8 @@ class ClosedForm(Solver):
         n, k = problem.Z.shape
         if n != k:
             return (
-                f"{n} distinct rows of rank {k - 1} (closed forms need rank n - 1: at least as many "
-                "independent features as distinct rows less one, all of them kept)"
+                f"{n} distinct rows of rank {k - 1} (closed forms need rank n - 1: at least as "
+                "many independent features as distinct rows less one, all of them kept)"
             )
         if not np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9):
             return "shrinkage > 0"
@@ -134,7 +134,8 @@ def _class_solution(problem: Problem) -> Neurons:
     members = np.hstack([1.0 - problem.Y, problem.Y]) if one_output else problem.Y
     present = members.any(axis=0)
     members = members[:, present]
-    targets = np.array([[0.0], [1.0]])[present] if one_output else np.eye(problem.n_outputs)[present]
+    targets = np.array([[0.0], [1.0]]) if one_output else np.eye(problem.n_outputs)
+    targets = targets[present]
     shares = problem.p @ members
     classes = _ClassProblem(problem, targets, shares)
     b = classes.best_intercept() if problem.fit_intercept else np.zeros(problem.n_outputs)
@@ -194,6 +195,7 @@ class _ClassProblem:
         gradient is that of the loss at b + t, its Hessian the parallel sum
         ``H - H (H + N)^-1 H`` of both Hessians.
         """
+
         def value(b: np.ndarray) -> float:
             t = self.outputs(b)
             mass = self.shares * self.thresholds @ np.linalg.norm(t, axis=1)
@@ -207,9 +209,9 @@ class _ClassProblem:
             total = np.zeros((len(b), len(b)))
             curvatures = self.loss.hessian(b + t, self.targets, self.shares)
             for H, t_c, tau in zip(curvatures, t, self.shares * self.thresholds, strict=True):
-                if t_c.any():
-                    H = H - H @ np.linalg.pinv(H + _norm_hessian(t_c, tau)) @ H
                 total += H
+                if t_c.any():
+                    total -= H @ np.linalg.pinv(H + _norm_hessian(t_c, tau)) @ H
             return total
 
         start = self.loss.constant_fit(self.targets, self.shares)

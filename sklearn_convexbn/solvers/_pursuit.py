@@ -11,14 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from scipy import optimize
+import torch
+from scipy import optimize, special
+from torch import Tensor
 
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn._search import ascend, correlations, distinct_violators
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.solvers._group_newton import group_lasso_refit
+
+#: Relative accuracy of a refit; below the gaps that rounds of a pursuit are about.
+REFIT_TOLERANCE = 1e-6
+
+#: Multiplications a refit of several outputs may cost, within 300 to 4000 steps.
+REFIT_OPERATIONS = 2e9
 
 
 class Pursuit(Solver):
@@ -28,14 +36,15 @@ class Pursuit(Solver):
     ----------
     n_starts : int, default=100
         Random starts of each round's search.
-    n_search_steps : int, default=30
+    n_search_steps : int, default=20
         Ascent steps of each round's search.
-    n_insert : int, default=40
+    n_insert : int, default=80
         Largest number of neurons inserted in a round.
-    n_slide_steps : int, default=50
+    n_slide_steps : int, default=30
         Quasi-Newton steps on all neurons in a round.
-    certify_factor : int, default=10
-        The stopping test is repeated with a fresh search of this many times the starts.
+    certify_factor : int, default=30
+        The stopping test is repeated with a fresh search of this many times the starts. The
+        basins of narrow maxima are small: many starts find more of them than long ascents.
     """
 
     name = "pursuit"
@@ -44,10 +53,10 @@ class Pursuit(Solver):
     def __init__(
         self,
         n_starts: int = 100,
-        n_search_steps: int = 30,
-        n_insert: int = 40,
-        n_slide_steps: int = 50,
-        certify_factor: int = 10,
+        n_search_steps: int = 20,
+        n_insert: int = 80,
+        n_slide_steps: int = 30,
+        certify_factor: int = 30,
     ) -> None:
         self.n_starts = n_starts
         self.n_search_steps = n_search_steps
@@ -61,18 +70,23 @@ class Pursuit(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        search = _Search(problem, settings, self.n_search_steps)
+        search = _Search(problem, settings)
         training = _TorchProblem(problem, settings.device)
         neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
         neurons = replace(neurons, gates=None)
         while True:
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
-            values, directions = search(Lambda, neurons, self.n_starts)
+            values, directions = search(Lambda, neurons, self.n_starts, self.n_search_steps)
             largest = float(values.max())
             certificate = problem.certificate(neurons, largest_correlation=largest)[1]
             if certificate.gap <= settings.tol:
-                more = search(Lambda, neurons, self.certify_factor * self.n_starts)
+                more = search(
+                    Lambda,
+                    neurons,
+                    self.certify_factor * self.n_starts,
+                    self.n_search_steps,
+                )
                 values = np.concatenate([values, more[0]])
                 directions = np.hstack([directions, more[1]])
                 largest = float(values.max())
@@ -81,10 +95,10 @@ class Pursuit(Solver):
                 values, directions, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, directions[:, new].T)
-            neurons = refit(training, neurons, n_steps=200)
+            neurons = refit(training, neurons)
             neurons = slide(training, neurons, n_steps=self.n_slide_steps)
             neurons = merge_equal_units(problem, neurons)
-            neurons = refit(training, neurons, n_steps=400)
+            neurons = refit(training, neurons)
 
 
 @dataclass(frozen=True)
@@ -93,44 +107,49 @@ class _Search:
 
     problem: Problem
     settings: RunSettings
-    n_steps: int
 
     def __call__(
-        self, Lambda: np.ndarray, neurons: Neurons, n_starts: int
+        self, Lambda: np.ndarray, neurons: Neurons, n_starts: int, n_steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return values (S,) and unit directions (k, S) found from random starts and neurons."""
-        import torch
-
         device = self.settings.device
         Z = torch.as_tensor(self.problem.Z, device=device)
         L = torch.as_tensor(Lambda, device=device)
         # Scaling keeps float32 away from underflow; the ascent does not depend on it.
         L32 = (L / max(float(L.abs().max()), 1e-300)).float()
-        random = self.settings.random_directions(n_starts)
+        random = through_rows(self.settings.random_directions(n_starts), self.problem.Z)
         near = neurons.directions.T
         jitter = random[:, : near.shape[1]]
         near = near[:, : jitter.shape[1]] + 0.1 * jitter / np.sqrt(len(jitter))
         starts = np.hstack([random, neurons.directions.T, near])
         start_tensor = torch.as_tensor(starts, device=device).float()
-        _, Q = ascend(Z.float(), L32, start_tensor, n_steps=self.n_steps)
+        _, Q = ascend(Z.float(), L32, start_tensor, n_steps=n_steps)
         Q = torch.nn.functional.normalize(Q.double(), dim=0)
         return correlations(Z, L, Q).cpu().numpy(), Q.cpu().numpy()
+
+
+def through_rows(directions: np.ndarray, Z: np.ndarray) -> np.ndarray:
+    """Move every other hyperplane (k, S) in parallel until it passes through a random row of Z.
+
+    A random offset is small beside the length of a random direction, so hyperplanes that cut
+    off few rows would hardly be drawn. The row is picked by the offset's own quantile.
+    """
+    moved = directions.copy()
+    rows = (special.ndtr(moved[-1, ::2]) * len(Z)).astype(np.intp)
+    moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], Z[rows, :-1])
+    return moved
 
 
 class _TorchProblem:
     """The problem's arrays on a torch device, in float64."""
 
     def __init__(self, problem: Problem, device: str) -> None:
-        import torch
-
         self.Z = torch.as_tensor(problem.Z, device=device)
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
         self.problem = problem
 
-    def tensor(self, a: np.ndarray) -> Any:
-        import torch
-
+    def tensor(self, a: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(a), device=self.Z.device)
 
 
@@ -144,31 +163,58 @@ def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
     )
 
 
-def refit(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons:
-    """Refit the output weights and the intercept by FISTA with restarts; drop zero neurons.
+def refit(training: _TorchProblem, neurons: Neurons) -> Neurons:
+    """Refit the output weights and the intercept to fixed directions; drop zero neurons.
 
-    Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A, in the
-    activations centred by the weights when b is fitted, so that b need not be stepped.
+    Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A: by Newton's method
+    for one output, by FISTA for several.
     """
-    import torch
-
-    problem = training.problem
     if len(neurons) == 0:
         return neurons
+    problem = training.problem
     A = (training.Z @ training.tensor(neurons.directions.T)).clamp_min(0)
-    centre = training.p @ A if problem.fit_intercept else torch.zeros_like(A[0])
-    Ac = A - centre
-    gram = Ac.T @ (training.p[:, None] * Ac)
-    lipschitz = problem.loss.curvature * float(torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12))
     V = training.tensor(neurons.weights)
-    b = training.tensor(neurons.intercept) + centre @ V
-    step_b = 1.0 / problem.loss.curvature
-    W, c, t = V, b, 1.0
-    value = float("inf")
+    if problem.n_outputs == 1:
+        weights, intercept = group_lasso_refit(
+            A,
+            training.Y,
+            training.p,
+            problem.loss,
+            problem.alpha,
+            problem.fit_intercept,
+            V[:, 0],
+            tol=REFIT_TOLERANCE,
+        )
+        V, b = weights[:, None], np.array([intercept])
+    else:
+        V, b = _refit_by_fista(training, A, V, training.tensor(neurons.intercept))
+    output = V.cpu().numpy()
+    keep = np.linalg.norm(output, axis=1) > 0
+    return Neurons(neurons.directions[keep], output[keep], b)
+
+
+def _refit_by_fista(
+    training: _TorchProblem, A: Tensor, V: Tensor, b: Tensor
+) -> tuple[Tensor, np.ndarray]:
+    """Refit several outputs by FISTA with restarts; small problems are worth more steps.
+
+    Activations are centred by the weights when b is fitted: the intercept then decouples from V
+    up to curvature, and has a step of its own.
+    """
+    problem, Y, p = training.problem, training.Y, training.p
+    centre = p @ A if problem.fit_intercept else torch.zeros_like(A[0])
+    A = A - centre
+    gram = A.T @ (p[:, None] * A)
+    curvature = problem.loss.curvature
+    step = 1.0 / (curvature * float(torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)))
+    step_b = float(problem.fit_intercept) / curvature
+    b = b + centre @ V
+    W, c, t, value = V, b, 1.0, float("inf")
+    n_steps = int(np.clip(REFIT_OPERATIONS / (4 * A.numel() * V.shape[1]), 300, 4000))
     for i in range(n_steps):
-        G = problem.loss.gradient(Ac @ W + c, training.Y, training.p)
-        V_new = _shrink_rows(W - (Ac.T @ G) / lipschitz, problem.alpha / lipschitz)
-        b_new = c - step_b * G.sum(dim=0) if problem.fit_intercept else c
+        G = problem.loss.gradient(A @ W + c, Y, p)
+        V_new = _shrink_rows(W - step * (A.T @ G), step * problem.alpha)
+        b_new = c - step_b * G.sum(dim=0)
         if float(((W - V_new) * (V_new - V)).sum() + ((c - b_new) * (b_new - b)).sum()) > 0:
             t = 1.0
         t_new = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
@@ -176,21 +222,15 @@ def refit(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons
         W, c = V_new + momentum * (V_new - V), b_new + momentum * (b_new - b)
         V, b, t = V_new, b_new, t_new
         if i % 50 == 49:
-            F = Ac @ V + b
-            new = float(problem.loss.value(F, training.Y, training.p)) + problem.alpha * float(
-                torch.linalg.vector_norm(V, dim=1).sum()
-            )
-            if value - new <= 1e-9 * abs(new):
+            mass = float(torch.linalg.vector_norm(V, dim=1).sum())
+            new = float(problem.loss.value(A @ V + b, Y, p)) + problem.alpha * mass
+            if value - new <= REFIT_TOLERANCE * 1e-2 * abs(new):
                 break
             value = new
-    weights = V.cpu().numpy()
-    keep = np.linalg.norm(weights, axis=1) > 0
-    return Neurons(neurons.directions[keep], weights[keep], (b - centre @ V).cpu().numpy())
+    return V, (b - centre @ V).cpu().numpy()
 
 
-def _shrink_rows(V: Any, threshold: float) -> Any:
-    import torch
-
+def _shrink_rows(V: Tensor, threshold: float) -> Tensor:
     norms = torch.linalg.vector_norm(V, dim=1, keepdim=True).clamp_min(1e-300)
     return V * (1.0 - threshold / norms).clamp_min(0)
 

@@ -1,0 +1,118 @@
+"""The package as a whole: imports, layering, documents and docstrings."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numpydoc.validate import validate
+
+import sklearn_convexbn
+from sklearn_convexbn import solvers
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "sklearn_convexbn"
+
+
+def run_python(code, *options):
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+
+def test_import_loads_neither_torch_nor_cvxpy():
+    out = run_python(
+        "import sys, sklearn_convexbn; print([m for m in ('torch', 'cvxpy') if m in sys.modules])"
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def python_blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S)
+
+
+def test_readme_example_runs_as_written_and_is_about_ten_lines():
+    (block,) = python_blocks(ROOT / "README.md")
+    assert len(block.strip().splitlines()) <= 12
+    out = run_python(block, "-W", "error")
+    score, units = out.stdout.split()[:2]
+    assert float(score) > 0.9
+    assert int(units) > 0
+    assert "within" in out.stdout
+
+
+def test_solver_written_in_the_guide_works():
+    blocks = python_blocks(ROOT / "docs" / "solvers.md")
+    code = "\n".join(blocks) + (
+        "\nfrom sklearn.datasets import load_iris"
+        "\nX, y = load_iris(return_X_y=True)"
+        "\nm = ConvexBNRegressor(0.03, activation='gated_relu', n_gates=10, max_iter=2000,"
+        "\n    solver=ProximalGradient(), random_state=0).fit(X[:, :2], X[:, 2])"
+        "\nprint(m.certificate_.kind, m.dual_gap_)"
+    )
+    kind, gap = run_python(code, "-W", "error").stdout.split()
+    assert kind == "exact"
+    assert float(gap) <= 0.01
+
+
+def levels():
+    """Read the module map of CONTRIBUTING.md: module name -> level."""
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    return {name: int(level) for level, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def own_imports(path):
+    """Yield the top-level modules of the package that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn_convexbn"):
+            rest = node.module.split(".")[1:]
+            yield from [rest[0]] if rest else [alias.name for alias in node.names]
+
+
+def module_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_module_map_names_every_module_and_no_other():
+    assert set(levels()) == {module_of(p) for p in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+def test_imports_point_downwards(path):
+    level, here = levels(), module_of(path)
+    for other in own_imports(path):
+        assert other == here or level[other] < level[here], f"{here} imports {other}"
+
+
+def public_objects():
+    for name in ("ConvexBNRegressor", "ConvexBNClassifier"):
+        yield f"sklearn_convexbn.{name}"
+        for method in ("fit", "predict", "to_torch"):
+            yield f"sklearn_convexbn.{name}.{method}"
+    for method in ("predict_proba", "predict_log_proba", "decision_function"):
+        yield f"sklearn_convexbn.ConvexBNClassifier.{method}"
+    for _, class_name in solvers.REGISTRY.values():
+        yield f"sklearn_convexbn.solvers.{class_name}"
+    yield "sklearn_convexbn.solvers.run"
+
+
+# Sections that would only repeat the class page; named return values, as scikit-learn has them.
+NOT_ASKED_FOR = {"SA01", "EX01", "ES01", "GL08", "RT03", "PR07", "RT02"}
+
+
+@pytest.mark.parametrize("name", list(public_objects()))
+def test_public_docstrings_are_numpydoc(name):
+    errors = [(c, text) for c, text in validate(name)["errors"] if c not in NOT_ASKED_FOR]
+    assert errors == []
+
+
+def test_version_is_that_of_the_changelog():
+    assert f"## {sklearn_convexbn.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_unknown_public_name_raises_attribute_error():
+    with pytest.raises(AttributeError, match="Simplex"):
+        solvers.Simplex  # noqa: B018
+    assert {"FISTA", "Pursuit", "CVXPY", "ClosedForm"} <= set(dir(solvers))

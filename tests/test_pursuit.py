@@ -1,0 +1,165 @@
+"""Pursuit: search, refit, slide, and the whole against independent values."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn._search import ascend, correlations, distinct_violators
+from sklearn_convexbn.solvers._pursuit import (
+    _TorchProblem,
+    merge_equal_units,
+    refit,
+    slide,
+    through_rows,
+)
+from tests.helpers import make_problem, random_neurons, shared_data
+
+
+@pytest.fixture(scope="module", params=[("squared", 1), ("softmax", 3), ("logistic", 1)])
+def problem(request):
+    loss, C = request.param
+    X, y = load_wine(return_X_y=True)
+    Y = {"squared": X[:, :1], "softmax": np.eye(3)[y], "logistic": (y[:, None] == 1) * 1.0}[loss]
+    if loss == "squared":
+        Y = (Y - Y.mean()) / Y.std()
+    return make_problem(X[:, 1:6], Y, loss, 0.02)
+
+
+def test_ascent_never_loses_to_its_starts_and_stays_on_the_sphere():
+    rng = np.random.default_rng(0)
+    Z, L, starts = (torch.as_tensor(rng.standard_normal(s)) for s in ((30, 4), (30, 2), (4, 50)))
+    unit = starts / torch.linalg.vector_norm(starts, dim=0)
+    values, Q = ascend(Z, L, starts, n_steps=20)
+    assert (values >= correlations(Z, L, unit) - 1e-12).all()
+    assert torch.allclose(values, correlations(Z, L, Q))
+    assert torch.allclose(torch.linalg.vector_norm(Q, dim=0), torch.ones(50).double())
+
+
+def test_ascent_finds_the_maximum_in_the_plane():
+    rng = np.random.default_rng(1)
+    Z, L = rng.standard_normal((12, 2)), rng.standard_normal((12, 1))
+    angles = np.linspace(0, 2 * np.pi, 20001)
+    grid = np.vstack([np.cos(angles), np.sin(angles)])
+    best = np.abs(L.T @ np.maximum(Z @ grid, 0)).max()
+    starts = torch.as_tensor(rng.standard_normal((2, 40)))
+    values, _ = ascend(torch.as_tensor(Z), torch.as_tensor(L), starts, n_steps=60)
+    assert float(values.max()) == pytest.approx(best, rel=1e-4)
+
+
+def test_distinct_violators_are_sorted_above_the_threshold_and_apart():
+    rng = np.random.default_rng(0)
+    Q = rng.standard_normal((3, 200))
+    Q /= np.linalg.norm(Q, axis=0)
+    values = rng.uniform(size=200)
+    chosen = distinct_violators(values, Q, 0.3, most=12, cosine=0.9)
+    assert len(chosen) == 12
+    assert (np.diff(values[chosen]) <= 0).all()
+    assert values[chosen].min() > 0.3
+    assert (Q[:, chosen].T @ Q[:, chosen] - np.eye(12)).max() <= 0.9
+    assert len(distinct_violators(values, Q, 2.0, most=12, cosine=0.9)) == 0
+
+
+def test_moved_hyperplanes_pass_through_a_row():
+    rng = np.random.default_rng(0)
+    Z = np.c_[rng.standard_normal((20, 3)), np.ones(20)]
+    q = rng.standard_normal((4, 9))
+    moved = through_rows(q, Z)
+    assert np.abs(Z @ moved).min(axis=0)[::2].max() < 1e-12
+    np.testing.assert_array_equal(moved[:, 1::2], q[:, 1::2])
+
+
+def test_refit_satisfies_its_optimality_conditions(problem):
+    start = random_neurons(problem, 25, np.random.default_rng(3))
+    refitted = refit(_TorchProblem(problem, "cpu"), start)
+    neurons, F = problem.with_best_intercept(refitted)
+    A = problem.hidden(start.directions, None)
+    slopes = A.T @ problem.dual_point(F)
+    assert np.linalg.norm(slopes, axis=1).max() <= problem.alpha * (1 + 1e-3)
+    kept = problem.hidden(neurons.directions, None).T @ problem.dual_point(F)
+    pull = problem.alpha * neurons.weights / np.linalg.norm(neurons.weights, axis=1)[:, None]
+    np.testing.assert_allclose(kept, pull, atol=2e-3 * problem.alpha)
+    assert problem.objective(refitted) <= problem.objective(start)
+
+
+def test_slide_lowers_the_objective(problem):
+    training = _TorchProblem(problem, "cpu")
+    start = refit(training, random_neurons(problem, 25, np.random.default_rng(3)))
+    assert problem.objective(slide(training, start, n_steps=30)) < problem.objective(start)
+
+
+def test_merging_keeps_the_fit_and_does_not_raise_the_mass(problem):
+    q = np.abs(np.random.default_rng(0).standard_normal((6, problem.Z.shape[1])))
+    q[:, -1] = 30.0  # active on every row: one pattern
+    C = problem.n_outputs
+    g = np.repeat(np.eye(C)[:1], 6, axis=0) * np.array([1, 2, 3, 1, 2, -1])[:, None]
+    neurons = Neurons.from_products(q, g, np.zeros(C), None)
+    merged = merge_equal_units(problem, neurons)
+    assert len(merged) == 2
+    before, after = (problem.fit_without_intercept(n) for n in (neurons, merged))
+    np.testing.assert_allclose(after, before, atol=1e-9)
+    assert merged.mass <= neurons.mass + 1e-12
+
+
+# --- the whole solver -------------------------------------------------------------------------
+
+# Smallest objectives seen in long runs of several algorithms (targets of unit variance).
+BEST = [
+    ("diabetes", 0.03, 0.250997),
+    ("uci/yacht", 0.01, 0.030311),
+    ("uci/energy", 0.01, 0.037585),
+    ("uci/airfoil", 0.01, 0.161761),
+]
+
+
+@pytest.mark.parametrize(("name", "alpha", "best"), BEST)
+def test_reaches_the_best_known_objective(name, alpha, best):
+    if name == "diabetes":
+        X, y = load_diabetes(return_X_y=True)
+    else:
+        data = shared_data(name)
+        X, y = data["X"], data["y"]
+    m = ConvexBNRegressor(alpha, tol=1e-3, random_state=1).fit(X, y / y.std())
+    assert m.objective_ <= 1.002 * best
+    assert m.certificate_.dual <= 1.0005 * best
+    assert m.n_neurons_ < len(X)
+
+
+def test_agrees_with_the_exact_program_on_all_arrangements():
+    """One component: every arrangement can be listed, so the exact certificate judges."""
+    X, y = load_diabetes(return_X_y=True)
+    X, y = X[:25], y[:25]
+    kw = {"alpha": 0.02, "n_components": 1, "tol": 1e-5, "random_state": 0}
+    pursuit = ConvexBNRegressor(**kw).fit(X, y)
+    listed = ConvexBNRegressor(**kw, solver="fista", n_gates="all").fit(X, y)
+    assert listed.certificate_.kind == "exact"
+    assert listed.certificate_.program == "all arrangements"
+    assert pursuit.objective_ == pytest.approx(listed.objective_, rel=3e-5)
+    assert listed.certificate_.dual <= pursuit.objective_ * (1 + 1e-12)
+
+
+def test_seeds_agree_within_their_gaps():
+    X, y = load_iris(return_X_y=True)
+    fits = [ConvexBNClassifier(0.02, tol=1e-3, random_state=s).fit(X, y) for s in range(3)]
+    values = [m.objective_ for m in fits]
+    assert max(values) <= min(values) * (1 + 2e-3)
+    assert all(m.certificate_.kind == "estimated" for m in fits)
+
+
+def test_stopping_early_leaves_a_network_with_its_own_certificate():
+    X, y = load_iris(return_X_y=True)
+    m = ConvexBNClassifier(0.01, tol=1e-6, max_iter=3, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        m.fit(X, y)
+    assert m.score(X, y) > 0.9
+    assert 1e-6 < m.dual_gap_ < 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_same_network():
+    X, y = load_diabetes(return_X_y=True)
+    a, b = (ConvexBNRegressor(0.05, device=d, random_state=0).fit(X, y) for d in ("cpu", "cuda"))
+    assert a.objective_ == pytest.approx(b.objective_, rel=1e-2)

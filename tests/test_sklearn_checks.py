@@ -1,0 +1,61 @@
+"""scikit-learn's own estimator checks, with no expected failure."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+
+# ClosedForm has no configuration here: it refuses data with more rows than features, which most
+# checks use. CVXPY and FISTA do not handle ReLU with several outputs, so they meet the
+# classifiers' three classes with gates.
+SHARED = [
+    {},
+    {"activation": "gated_relu"},
+    {"n_components": 2},
+    {"shrinkage": "auto"},
+    {"fit_intercept": False},
+    {"solver": "pursuit"},
+    {"activation": "gated_relu", "solver": "fista", "n_gates": 32},
+    {"activation": "gated_relu", "solver": "cvxpy", "n_gates": 8},
+]
+CLASSIFIER = [
+    {"loss": "squared_error"},
+    {"loss": "squared_error", "activation": "gated_relu", "fit_intercept": False},
+    {"class_weight": "balanced"},
+]
+ESTIMATORS = [ConvexBNRegressor(**kw) for kw in SHARED] + [
+    ConvexBNClassifier(**kw) for kw in SHARED + CLASSIFIER
+]
+
+
+@parametrize_with_checks(ESTIMATORS)
+def test_sklearn_estimator_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("name", ["ConvexBNRegressor", "ConvexBNClassifier"])
+def test_checks_with_scipy_array_api(name):
+    """SCIPY_ARRAY_API must be set before scipy is imported, hence the process of its own."""
+    pytest.importorskip("array_api_compat")
+    code = (
+        "import warnings, sklearn_convexbn\n"
+        "from sklearn.exceptions import SkipTestWarning\n"
+        "from sklearn.utils.estimator_checks import check_estimator\n"
+        "warnings.simplefilter('error')\n"
+        "warnings.simplefilter('ignore', SkipTestWarning)\n"
+        f"results = check_estimator(sklearn_convexbn.{name}())\n"
+        "skipped = [r['check_name'] for r in results if r['status'] != 'passed']\n"
+        "print(len(results), skipped)\n"
+    )
+    env = dict(os.environ, SCIPY_ARRAY_API="1")
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+    )
+    assert out.returncode == 0, out.stderr
+    count, skipped = out.stdout.split(" ", 1)
+    assert int(count) > 40
+    assert skipped.strip() == "[]"

@@ -1,0 +1,224 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.decomposition import PCA
+
+from sklearn_convexbn._whitening import _number_kept, whiten
+
+
+def _data(n=40, d=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + 3.0 * rng.normal(size=d)
+
+
+def _weights(n, seed=0):
+    return np.random.default_rng(seed).uniform(0.2, 3.0, size=n)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (6, 40), (7, 7), (1, 3), (30, 1)])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_whitened_rows_are_orthonormal(n, d, offset):
+    weights = _weights(n)
+    Z, whitening = whiten(_data(n, d) + offset, weights)
+    gram = Z.T @ (Z * (weights / weights.sum())[:, None])
+    np.testing.assert_allclose(gram, np.eye(Z.shape[1]), atol=1e-8)
+    assert Z.shape[1] == min(n - 1, d) + 1
+    np.testing.assert_array_equal(Z[:, -1], 1.0)
+    np.testing.assert_array_equal(whitening.spectrum, 1.0)
+
+
+def test_wide_data_gives_a_square_orthogonal_matrix():
+    Z, whitening = whiten(_data(200, 2000), np.ones(200))
+    assert Z.shape == (200, 200)
+    np.testing.assert_allclose(Z @ Z.T / 200, np.eye(200), atol=1e-10)
+    np.testing.assert_allclose(
+        whitening.components.T @ whitening.components, np.eye(199), atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])
+def test_spectrum_is_that_of_pca(n, d):
+    X = _data(n, d)
+    whitening = whiten(X, np.ones(n))[1]
+    r = min(n - 1, d)
+    pca = PCA(n_components=r, svd_solver="full").fit(X)
+    np.testing.assert_allclose(whitening.singular_values, pca.singular_values_, rtol=1e-9)
+    np.testing.assert_allclose(
+        whitening.explained_variance_ratio, pca.explained_variance_ratio_, rtol=1e-9
+    )
+    cosines = np.abs((whitening.components * pca.components_.T).sum(axis=0))
+    np.testing.assert_allclose(cosines, 1.0, rtol=1e-9)
+    np.testing.assert_allclose(whitening.mean, pca.mean_)
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 5, 0.2, 0.5, 0.7, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("seed", range(3))
+def test_number_of_components_is_that_of_pca(n_components, seed):
+    X = _data(seed=seed)
+    Z, whitening = whiten(X, np.ones(len(X)), n_components=n_components)
+    pca = PCA(n_components=n_components, svd_solver="full").fit(X)
+    assert whitening.n_components == pca.n_components_
+    full = whiten(X, np.ones(len(X)))[0]
+    np.testing.assert_allclose(Z[:, :-1], full[:, : whitening.n_components], atol=1e-12)
+
+
+def test_share_of_variance_that_is_met_exactly_keeps_one_more_as_pca_does():
+    assert _number_kept(0.5, np.array([0.5, 0.25, 0.25])) == 2
+
+
+def test_more_components_than_the_rank_means_all():
+    assert whiten(_data(), np.ones(40), n_components=100)[1].n_components == 6
+
+
+def test_leading_components_are_kept_and_all_singular_values_reported():
+    whitening = whiten(_data(), np.ones(40), n_components=2)[1]
+    assert len(whitening.singular_values) == 6
+    assert (np.diff(whitening.singular_values) < 0).all()
+    sigma = whitening.singular_values[:2] / np.sqrt(40)
+    np.testing.assert_allclose(whitening.scales, sigma)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, "auto"])
+def test_weights_are_repeats(shrinkage):
+    X = _data()
+    repeats = np.random.default_rng(1).integers(1, 5, size=len(X))
+    Z, weighted = whiten(X, repeats.astype(float), shrinkage=shrinkage)
+    Zr, repeated = whiten(
+        np.repeat(X, repeats, axis=0), np.ones(repeats.sum()), shrinkage=shrinkage
+    )
+    np.testing.assert_allclose(np.repeat(Z, repeats, axis=0), Zr, atol=1e-10)
+    np.testing.assert_allclose(weighted.singular_values, repeated.singular_values)
+    np.testing.assert_allclose(weighted.shrinkage, repeated.shrinkage)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("n", [8, 30, 300])
+def test_automatic_shrinkage_is_ledoit_wolf(n, seed):
+    X = _data(n, 6, seed)
+    assert whiten(X, np.ones(n), shrinkage="auto")[1].shrinkage == pytest.approx(
+        ledoit_wolf_shrinkage(X), rel=1e-9
+    )
+
+
+def test_automatic_shrinkage_has_no_unit():
+    X = _data()
+    expected = whiten(X, np.ones(40), shrinkage="auto")[1].shrinkage
+    assert 0.0 < expected < 1.0
+    assert whiten(1e5 * X, np.ones(40), shrinkage="auto")[1].shrinkage == pytest.approx(expected)
+
+
+def _dependent(kind):
+    A = np.random.default_rng(0).normal(size=(50, 3))
+    ones = np.ones((50, 1))
+    return {
+        "duplicated": np.hstack([A, A[:, :2]]),
+        "constant": np.hstack([A, 0.1 * ones, 1e9 * ones]),
+        "combination": np.hstack([A, A @ [[1.0], [2.0], [3.0]]]),
+        "offset": np.hstack([A, A[:, :1] + A[:, 1:2]]) + 1e7,
+        "tiny": np.hstack([A, A[:, :1]]) * 1e-150,
+        "huge": np.hstack([A, A[:, :1]]) * 1e150,
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["duplicated", "constant", "combination", "offset", "tiny", "huge"]
+)
+def test_dependent_columns_are_not_part_of_the_rank(kind):
+    Z, whitening = whiten(_dependent(kind), np.ones(50))
+    assert whitening.n_components == 3
+    np.testing.assert_allclose(Z.T @ Z / 50, np.eye(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e12])
+def test_constant_data_leave_the_column_of_ones(constant):
+    Z, whitening = whiten(np.full((7, 3), constant), _weights(7), shrinkage="auto")
+    np.testing.assert_array_equal(Z, np.ones((7, 1)))
+    assert whitening.n_components == 0
+    assert len(whitening.singular_values) == len(whitening.explained_variance_ratio) == 0
+
+
+def test_large_offset_hides_only_what_rounding_hides():
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    assert whiten(X + 1e6, np.ones(50))[1].n_components == 3
+    # At 1e18 the spacing of doubles is 128: nothing of X is left.
+    assert whiten(X + 1e18, np.ones(50))[1].n_components == 0
+
+
+@pytest.mark.parametrize("n_columns", [6, 60])
+def test_invertible_maps_leave_the_projector_alone(n_columns):
+    rng = np.random.default_rng(3)
+    X, weights = _data(30, n_columns), _weights(30)
+    mapped = X @ (rng.normal(size=(n_columns, n_columns)) + 3.0 * np.eye(n_columns)) + 5.0
+    Z, Zm = whiten(X, weights)[0], whiten(mapped, weights)[0]
+    np.testing.assert_allclose(Zm @ Zm.T, Z @ Z.T, atol=1e-7)
+
+
+def test_columns_in_another_unit_give_the_same_rows():
+    X = _data()
+    Z = whiten(X, np.ones(40))[0]
+    for unit in (1e150, 1e-150, 2.0):
+        np.testing.assert_allclose(whiten(unit * X, np.ones(40))[0], Z, atol=1e-9)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.4])
+def test_transform_of_new_rows(shrinkage):
+    X, new = _data(), _data(seed=9)
+    Z, whitening = whiten(X, _weights(40), n_components=4, shrinkage=shrinkage)
+    np.testing.assert_array_equal(whitening.transform(X), Z)
+    # An affine map is known by its values on the training rows.
+    design = np.hstack([X, np.ones((40, 1))])
+    affine = np.linalg.lstsq(design, Z, rcond=None)[0]
+    np.testing.assert_allclose(
+        whitening.transform(new), np.hstack([new, np.ones((40, 1))]) @ affine, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.4])
+@pytest.mark.parametrize("n_components", [None, 2])
+def test_hidden_layer_reproduces_units(shrinkage, n_components):
+    X, new = _data(), _data(seed=9)
+    whitening = whiten(X, _weights(40), n_components=n_components, shrinkage=shrinkage)[1]
+    q = np.random.default_rng(1).normal(size=(5, whitening.n_components + 1))
+    W, b = whitening.hidden_layer(q)
+    assert W.shape == (6, 5)
+    np.testing.assert_allclose(new @ W + b, whitening.transform(new) @ q.T, atol=1e-9)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0, "auto"])
+@pytest.mark.parametrize("n_components", [None, 2])
+def test_spectrum_is_the_second_moment_of_the_rows(shrinkage, n_components):
+    X, weights = _data(), _weights(40)
+    p = weights / weights.sum()
+    Z, whitening = whiten(X, weights, n_components=n_components, shrinkage=shrinkage)
+    np.testing.assert_allclose(Z.T @ (Z * p[:, None]), np.diag(whitening.spectrum), atol=1e-10)
+
+
+@pytest.mark.parametrize("shrinkage", [0.3, 1.0])
+def test_shrinkage_whitens_with_the_shrunk_covariance(shrinkage):
+    X, weights = _data(), _weights(40)
+    covariance = np.cov(X.T, aweights=weights, bias=True)
+    level = np.trace(covariance) / 6
+    shrunk = (1 - shrinkage) * covariance + shrinkage * level * np.eye(6)
+    Z, whitening = whiten(X, weights, shrinkage=shrinkage)
+    Xc = X - np.average(X, axis=0, weights=weights)
+    expected = Xc @ np.linalg.solve(shrunk, Xc.T)
+    np.testing.assert_allclose(Z[:, :-1] @ Z[:, :-1].T, expected, atol=1e-9)
+    if shrinkage == 1.0:
+        np.testing.assert_allclose(whitening.scales, np.sqrt(level))
+
+
+def test_signs_of_components_do_not_depend_on_the_decomposition():
+    X = _data()
+    V = whiten(X, np.ones(40))[1].components
+    assert (V[np.abs(V).argmax(axis=0), np.arange(6)] > 0).all()
+    flipped = whiten(X[::-1].copy(), np.ones(40))[1].components
+    np.testing.assert_allclose(flipped, V, atol=1e-9)
+
+
+def test_whitening_is_immutable():
+    whitening = whiten(_data(), np.ones(40))[1]
+    with pytest.raises(AttributeError):
+        whitening.shrinkage = 1.0
+    assert replace(whitening, shrinkage=1.0).shrinkage == 1.0
