@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/plot_digits.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

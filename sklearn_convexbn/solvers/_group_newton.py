@@ -157,6 +157,58 @@ def group_lasso_refit(
 # ------------------------------------------------------------------------- program and state
 
 
+class _GramCache:
+    """Rows ``(W^1/2 diag(M_g) Z)^T`` and their Gram matrix, kept while W does not change.
+
+    With the squared loss W never changes, so every group pays for its block once. Buffers
+    grow by doubling, and groups that left the support keep their slots.
+    """
+
+    root: Tensor | None = None
+
+    def missing(self, root: Tensor, groups: list[int]) -> list[int]:
+        """Return the groups whose blocks have to be computed for these weights."""
+        if self.root is None or not torch.equal(self.root, root):
+            return groups
+        return [g for g in groups if g not in self.slots]
+
+    def blocks(
+        self, program: _Program, root: Tensor, groups: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all cached rows, the positions of the groups' rows, and the groups' Gram."""
+        new = self.missing(root, groups)
+        if self.root is None or not torch.equal(self.root, root):
+            # New buffers: the factor of the last accepted point still reads the old ones.
+            self.root, self.slots = root, dict[int, int]()
+            self.rows, self.gram = root.new_empty(0, len(root)), root.new_empty(0, 0)
+        if new:
+            self._append(program, root, new)
+        k = program.Z.shape[1]
+        index = torch.tensor([self.slots[g] for g in groups], device=root.device)
+        index = (index.unsqueeze(1) * k + torch.arange(k, device=root.device)).reshape(-1)
+        used = len(self.slots) * k
+        gram = self.gram[:used, :used].index_select(0, index).index_select(1, index)
+        return self.rows[:used], index, gram
+
+    def _append(self, program: _Program, root: Tensor, new: list[int]) -> None:
+        k = program.Z.shape[1]
+        old, used = len(self.slots) * k, (len(self.slots) + len(new)) * k
+        if used > len(self.rows):
+            capacity = max(2 * used, 256)
+            rows, gram = root.new_empty(capacity, len(root)), root.new_empty(capacity, capacity)
+            rows[:old], gram[:old, :old] = self.rows[:old], self.gram[:old, :old]
+            self.rows, self.gram = rows, gram
+        M = program.M[:, torch.tensor(new, device=root.device)].T
+        rows = self.rows[:used]
+        target = rows[old:].view(len(new), k, -1)
+        torch.mul(M.unsqueeze(1), (root * program.Z).T.unsqueeze(0), out=target)
+        block = rows[old:] @ rows.T
+        self.gram[old:used, :used] = block
+        self.gram[:old, old:used] = block[:, :old].T
+        for group in new:
+            self.slots[group] = len(self.slots)
+
+
 @dataclass
 class _Program:
     """The data of one program."""
@@ -169,7 +221,7 @@ class _Program:
     alpha: float
     fit_intercept: bool
     kernel: Tensor | None = None  # Z Z^T, built when first needed
-    gram: _GramCache = field(default_factory=lambda: _GramCache())
+    gram: _GramCache = field(default_factory=_GramCache)
 
     def gradient(self, F: Tensor) -> Tensor:
         return self.loss.gradient(F, self.Y, self.p)
@@ -249,58 +301,6 @@ def _safe_cholesky(matrix: Tensor) -> Tensor:
         shifted.diagonal().add_(jitter)
         factor, info = torch.linalg.cholesky_ex(shifted)
     return factor
-
-
-class _GramCache:
-    """Rows ``(W^1/2 diag(M_g) Z)^T`` and their Gram matrix, kept while W does not change.
-
-    With the squared loss W never changes, so every group pays for its block once. Buffers
-    grow by doubling, and groups that left the support keep their slots.
-    """
-
-    root: Tensor | None = None
-
-    def missing(self, root: Tensor, groups: list[int]) -> list[int]:
-        """Return the groups whose blocks have to be computed for these weights."""
-        if self.root is None or not torch.equal(self.root, root):
-            return groups
-        return [g for g in groups if g not in self.slots]
-
-    def blocks(
-        self, program: _Program, root: Tensor, groups: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all cached rows, the positions of the groups' rows, and the groups' Gram."""
-        new = self.missing(root, groups)
-        if self.root is None or not torch.equal(self.root, root):
-            # New buffers: the factor of the last accepted point still reads the old ones.
-            self.root, self.slots = root, dict[int, int]()
-            self.rows, self.gram = root.new_empty(0, len(root)), root.new_empty(0, 0)
-        if new:
-            self._append(program, root, new)
-        k = program.Z.shape[1]
-        index = torch.tensor([self.slots[g] for g in groups], device=root.device)
-        index = (index.unsqueeze(1) * k + torch.arange(k, device=root.device)).reshape(-1)
-        used = len(self.slots) * k
-        gram = self.gram[:used, :used].index_select(0, index).index_select(1, index)
-        return self.rows[:used], index, gram
-
-    def _append(self, program: _Program, root: Tensor, new: list[int]) -> None:
-        k = program.Z.shape[1]
-        old, used = len(self.slots) * k, (len(self.slots) + len(new)) * k
-        if used > len(self.rows):
-            capacity = max(2 * used, 256)
-            rows, gram = root.new_empty(capacity, len(root)), root.new_empty(capacity, capacity)
-            rows[:old], gram[:old, :old] = self.rows[:old], self.gram[:old, :old]
-            self.rows, self.gram = rows, gram
-        M = program.M[:, torch.tensor(new, device=root.device)].T
-        rows = self.rows[:used]
-        target = rows[old:].view(len(new), k, -1)
-        torch.mul(M.unsqueeze(1), (root * program.Z).T.unsqueeze(0), out=target)
-        block = rows[old:] @ rows.T
-        self.gram[old:used, :used] = block
-        self.gram[:old, old:used] = block[:, :old].T
-        for group in new:
-            self.slots[group] = len(self.slots)
 
 
 @dataclass

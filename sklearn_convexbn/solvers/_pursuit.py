@@ -26,7 +26,7 @@ from sklearn_convexbn.solvers._group_newton import group_lasso_refit
 REFIT_TOLERANCE = 1e-6
 
 #: Multiplications a refit of several outputs may cost, within 300 to 4000 steps.
-REFIT_OPERATIONS = 2e9
+REFIT_OPERATIONS = 5e8
 
 
 class Pursuit(Solver):
@@ -38,9 +38,9 @@ class Pursuit(Solver):
         Random starts of each round's search.
     n_search_steps : int, default=20
         Ascent steps of each round's search.
-    n_insert : int, default=80
+    n_insert : int, default=40
         Largest number of neurons inserted in a round.
-    n_slide_steps : int, default=30
+    n_slide_steps : int, default=50
         Quasi-Newton steps on all neurons in a round.
     certify_factor : int, default=30
         The stopping test is repeated with a fresh search of this many times the starts. The
@@ -54,8 +54,8 @@ class Pursuit(Solver):
         self,
         n_starts: int = 100,
         n_search_steps: int = 20,
-        n_insert: int = 80,
-        n_slide_steps: int = 30,
+        n_insert: int = 40,
+        n_slide_steps: int = 50,
         certify_factor: int = 30,
     ) -> None:
         self.n_starts = n_starts

@@ -1,0 +1,603 @@
+"""FISTA and Newton steps on fixed gates, judged by certificates and by programs in CVXPY."""
+
+import warnings
+from dataclasses import replace
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import Lasso
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn._losses import LOSSES
+from sklearn_convexbn.solvers import _fista, _group_newton
+from sklearn_convexbn.solvers._fista import FISTA
+from tests.helpers import make_problem, solve, targets
+
+LOSS_OF = {"diabetes": "squared", "breast_cancer": "logistic", "iris": "softmax", "wine": "softmax"}
+LOADERS = {
+    "diabetes": load_diabetes,
+    "breast_cancer": load_breast_cancer,
+    "iris": load_iris,
+    "wine": load_wine,
+}
+ONE_OUTPUT = ("diabetes", "breast_cancer")
+SHARES = (0.1, 0.01, 0.001)
+
+
+def largest_alpha(problem):
+    """Return the smallest alpha with an empty network."""
+    constant = np.zeros_like(problem.Y) + problem.constant()
+    return float(problem.gate_norms(problem.dual_point(constant)).max())
+
+
+def at_share(problem, share):
+    return replace(problem, alpha=share * largest_alpha(problem))
+
+
+def gated(X, Y, loss, share, **options):
+    return at_share(make_problem(X, Y, loss, 1.0, "gated_relu", **options), share)
+
+
+def real_problem(name, share, gates=200, rows=slice(None)):
+    X, y = LOADERS[name](return_X_y=True)
+    X, y = X[rows], y[rows]
+    Y = np.eye(3)[y] if LOSS_OF[name] == "softmax" else y.astype(float)
+    if LOSS_OF[name] == "squared":
+        Y = (y - y.mean()) / y.std()
+    return gated(X, Y, LOSS_OF[name], share, gates=gates)
+
+
+def random_problem(seed, n=25, d=3, C=1, loss="squared", gates=12, share=0.05, **options):
+    rng = np.random.default_rng(seed)
+    return gated(
+        rng.normal(size=(n, d)), targets(rng, n, loss, C), loss, share, gates=gates, **options
+    )
+
+
+def reference_value(problem):
+    """Return the optimal value of the gated program, stated block by block in CVXPY."""
+    C = problem.n_outputs
+    b = cp.Variable((1, C)) if problem.fit_intercept else np.zeros((1, C))
+    fit = np.ones((len(problem.Y), 1)) @ b
+    mass = 0.0
+    for pattern in problem.patterns.T:
+        S = cp.Variable((problem.Z.shape[1], C))
+        fit = fit + (pattern[:, None] * problem.Z) @ S
+        mass = mass + (cp.normNuc(S) if C > 1 else cp.norm(S))
+    p, Y = problem.p, problem.Y
+    if problem.loss.name == "squared":
+        mean = cp.sum_squares(cp.multiply(np.sqrt(p)[:, None], fit - Y)) / 2
+    elif problem.loss.name == "logistic":
+        mean = p @ (cp.logistic(fit) - cp.multiply(Y, fit))
+    else:
+        mean = p @ (cp.log_sum_exp(fit, axis=1) - cp.sum(cp.multiply(Y, fit), axis=1))
+    program = cp.Problem(cp.Minimize(cp.sum(mean) + problem.alpha * mass))
+    tight = {"tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9}
+    with warnings.catch_warnings():
+        # Clarabel may end just short of these tolerances; the comparison allows for more.
+        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+        return float(program.solve(solver="CLARABEL", **tight))
+
+
+def assert_certified(problem, result, tol):
+    """Judge the network by a certificate computed from it alone."""
+    neurons, certificate = problem.certificate(result.neurons)
+    assert certificate.kind == "exact"
+    assert certificate.gap <= tol
+    assert certificate.primal == pytest.approx(problem.objective(neurons), rel=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(neurons.directions, axis=1), 1.0, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------ whole programs
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("name", LOADERS)
+def test_gap_of_1e_6_on_real_data_with_200_gates(name, share):
+    problem = real_problem(name, share)
+    assert_certified(problem, solve(problem, "fista", tol=1e-6), 1e-6)
+
+
+@pytest.mark.parametrize("name", ONE_OUTPUT)
+def test_fista_and_newton_find_the_same_optimum(name):
+    problem = real_problem(name, 0.01)
+    newton = solve(problem, FISTA(method="newton"), tol=1e-9)
+    fista = solve(problem, FISTA(method="fista"), tol=1e-9)
+    assert_certified(problem, fista, 1e-9)
+    assert_certified(problem, newton, 1e-9)
+    assert fista.certificate.primal == pytest.approx(newton.certificate.primal, rel=2e-9)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize(
+    ("name", "gates", "step"),
+    [("diabetes", 20, 4), ("breast_cancer", 10, 6), ("iris", 20, 3), ("wine", 10, 4)],
+)
+def test_value_of_cvxpy_on_real_data(name, gates, step, share):
+    problem = real_problem(name, share, gates=gates, rows=slice(None, None, step))
+    result = solve(problem, "fista", tol=1e-8)
+    assert result.certificate.primal == pytest.approx(reference_value(problem), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["auto", "fista"])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(
+    ("loss", "C"), [("squared", 1), ("squared", 2), ("logistic", 1), ("softmax", 2), ("softmax", 4)]
+)
+def test_value_of_cvxpy_on_random_data(loss, C, fit_intercept, method):
+    weights = np.random.default_rng(1).uniform(0.1, 3.0, size=25)
+    problem = random_problem(
+        C, C=C, loss=loss, fit_intercept=fit_intercept, weights=weights, shrinkage=0.3
+    )
+    result = solve(problem, FISTA(method=method), tol=1e-8)
+    assert_certified(problem, result, 1e-8)
+    assert result.certificate.primal == pytest.approx(reference_value(problem), rel=1e-7)
+    if not fit_intercept:
+        assert not result.neurons.intercept.any()
+
+
+@pytest.mark.parametrize("name", ["diabetes", "iris"])
+@pytest.mark.parametrize("method", ["auto", "fista"])
+def test_warm_start_on_the_same_problem_is_done_at_once(name, method):
+    problem = real_problem(name, 0.01)
+    cold = solve(problem, FISTA(method=method), tol=1e-6)
+    warm = solve(problem, FISTA(method=method), tol=1e-6, start=cold.neurons)
+    assert cold.n_iter > 2
+    assert warm.n_iter <= 2
+
+
+@pytest.mark.parametrize("name", ["diabetes", "iris"])
+def test_warm_start_from_a_larger_alpha_saves_rounds(name):
+    problem = real_problem(name, 0.01)
+    start = solve(replace(problem, alpha=1.1 * problem.alpha), "fista", tol=1e-6).neurons
+    warm = solve(problem, "fista", tol=1e-6, start=start)
+    assert_certified(problem, warm, 1e-6)
+    assert warm.n_iter < solve(problem, "fista", tol=1e-6).n_iter
+
+
+def test_a_bad_start_does_no_harm():
+    problem = random_problem(0, C=3, loss="softmax")
+    good = solve(problem, "fista", tol=1e-8)
+    bad = replace(good.neurons, weights=-50.0 * good.neurons.weights)
+    result = solve(problem, "fista", tol=1e-8, start=bad)
+    assert result.certificate.primal == pytest.approx(good.certificate.primal, rel=1e-7)
+    # A network without gates, such as one of the pursuit, is no start.
+    result = solve(problem, "fista", tol=1e-8, start=replace(good.neurons, gates=None))
+    assert_certified(problem, result, 1e-8)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.01])
+@pytest.mark.parametrize("name", LOADERS)
+def test_float32_reaches_1e_3_and_counts_no_noise(name, share):
+    problem = real_problem(name, share)
+    rough = solve(problem, FISTA(dtype="float32"), tol=1e-3)
+    assert_certified(problem, rough, 1e-3)
+    assert len(rough.neurons) <= 1.5 * len(solve(problem, "fista", tol=1e-6).neurons) + 5
+
+
+def test_float32_says_when_it_can_do_no_better():
+    problem = real_problem("iris", 0.1, gates=30)
+    with pytest.warns(ConvergenceWarning, match="come to a halt"):
+        result = solve(problem, FISTA(dtype="float32"), tol=1e-12)
+    assert result.n_iter < 40
+    assert result.certificate.gap < 1e-3
+
+
+def test_plain_fista_converges_without_newton_steps():
+    problem = random_problem(3, C=3, loss="softmax", share=0.1)
+    plain = solve(problem, FISTA(n_newton_steps=0), tol=1e-7, max_iter=500)
+    assert_certified(problem, plain, 1e-7)
+
+
+@pytest.mark.parametrize("method", ["newton", "fista"])
+def test_cuda(method):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    problem = real_problem("diabetes", 0.01)
+    settings = solvers.RunSettings(1e-6, "cuda", lambda count: np.zeros((0, count)))
+    result = solvers.run(FISTA(method=method), problem, settings, max_iter=100)
+    assert_certified(problem, result, 1e-6)
+
+
+# ---------------------------------------------------------------------------------- edge cases
+
+
+@pytest.mark.parametrize("method", ["auto", "fista"])
+@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("logistic", 1), ("softmax", 3)])
+class TestEdgeCases:
+    def certified(self, problem, method, tol=1e-6):
+        result = solve(problem, FISTA(method=method), tol=tol)
+        assert_certified(problem, result, tol)
+        return result
+
+    def test_repeated_gates(self, loss, C, method):
+        problem = random_problem(0, C=C, loss=loss)
+        repeated = replace(problem, gates=np.hstack([problem.gates] * 3))
+        once, thrice = self.certified(problem, method), self.certified(repeated, method)
+        assert thrice.certificate.primal == pytest.approx(once.certificate.primal, rel=1e-6)
+
+    def test_all_rows_active_is_a_linear_model(self, loss, C, method):
+        problem = random_problem(0, C=C, loss=loss)
+        ones = np.zeros((problem.Z.shape[1], 2))
+        ones[-1] = 1.0
+        result = self.certified(at_share(replace(problem, gates=ones), 0.05), method)
+        assert len(result.neurons) > 0
+
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    def test_few_rows(self, loss, C, method, n):
+        rng = np.random.default_rng(n)
+        Y = targets(rng, 9, loss, C)[:n]
+        for fit_intercept in (True, False):
+            problem = make_problem(
+                rng.normal(size=(n, 4)),
+                Y,
+                loss,
+                0.01,
+                "gated_relu",
+                gates=8,
+                fit_intercept=fit_intercept,
+            )
+            solve_or_attain_nothing(problem, method)
+
+    def test_more_features_than_rows(self, loss, C, method):
+        self.certified(random_problem(2, n=8, d=30, C=C, loss=loss, share=0.01), method)
+
+    def test_very_uneven_weights(self, loss, C, method):
+        weights = np.logspace(-8, 2, 25)[np.random.default_rng(0).permutation(25)]
+        self.certified(random_problem(4, C=C, loss=loss, weights=weights), method)
+
+    @pytest.mark.parametrize("shrinkage", [0.1, 1.0])
+    def test_shrinkage(self, loss, C, method, shrinkage):
+        problem = random_problem(5, C=C, loss=loss, shrinkage=shrinkage)
+        assert not np.allclose(problem.spectrum, 1.0)
+        self.certified(problem, method)
+
+    @pytest.mark.parametrize("factor", [1.0 + 1e-9, 1e3])
+    def test_large_alpha_gives_the_empty_network_in_one_round(self, loss, C, method, factor):
+        result = self.certified(random_problem(6, C=C, loss=loss, share=factor), method)
+        assert result.n_iter == 1
+        assert len(result.neurons) == 0
+
+    def test_just_below_the_largest_alpha(self, loss, C, method):
+        result = self.certified(random_problem(6, C=C, loss=loss, share=0.99), method, tol=1e-8)
+        assert len(result.neurons) > 0
+
+    def test_tiny_alpha(self, loss, C, method):
+        self.certified(random_problem(7, C=C, loss=loss, share=1e-4), method, tol=1e-4)
+
+    def test_duplicated_rows_of_data_and_columns(self, loss, C, method):
+        rng = np.random.default_rng(8)
+        X, Y = rng.normal(size=(12, 2)), targets(rng, 12, loss, C)
+        problem = gated(np.tile(X, (2, 2)), np.tile(Y, (2, 1)), loss, 0.05, gates=10)
+        self.certified(problem, method)
+
+
+def solve_or_attain_nothing(problem, method):
+    """One class has no minimum in b: then the value must come down to zero."""
+    try:
+        result = solve(problem, FISTA(method=method), tol=1e-6)
+    except ConvergenceWarning:
+        with pytest.warns(ConvergenceWarning):
+            result = solve(problem, FISTA(method=method), tol=1e-6, max_iter=20)
+        assert 0.0 <= result.certificate.primal < 1e-8
+    assert np.isfinite(result.certificate.primal)
+    assert np.isfinite(result.neurons.intercept).all()
+    assert np.isfinite(result.neurons.weights).all()
+
+
+@pytest.mark.parametrize("method", ["auto", "fista"])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("level", [0.0, 2.0])
+def test_constant_target(level, fit_intercept, method):
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    problem = make_problem(
+        X, np.full(20, level), "squared", 0.01, "gated_relu", gates=10, fit_intercept=fit_intercept
+    )
+    result = solve(problem, FISTA(method=method), tol=1e-6)
+    if fit_intercept or level == 0.0:
+        assert len(result.neurons) == 0
+        assert result.n_iter == 1
+    else:
+        assert_certified(problem, result, 1e-6)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="'method' parameter"):
+        solve(random_problem(0), FISTA(method="admm"))
+    with pytest.raises(ValueError, match="'dtype' parameter"):
+        solve(random_problem(0), FISTA(dtype="float16"))
+    several = random_problem(0, C=2)
+    assert FISTA().unsupported(several) == ""
+    assert "several outputs" in FISTA(method="newton").unsupported(several)
+    assert "several outputs" in FISTA().unsupported(replace(several, activation="relu"))
+    assert FISTA().unsupported(replace(random_problem(0), activation="relu")) == ""
+
+
+# -------------------------------------------------------------------------- parts of the method
+
+SHAPES = st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5))
+
+
+@given(SHAPES, st.integers(0, 2**32 - 1), st.floats(1e-3, 10.0))
+def test_proximal_map_satisfies_its_optimality_condition(shape, seed, threshold):
+    X = torch.as_tensor(np.random.default_rng(seed).normal(size=shape))
+    P = _fista.shrink_singular_values(X, threshold)
+    # X - P is threshold times a subgradient of the sum of nuclear norms at P.
+    for residual, block in zip((X - P).numpy(), P.numpy(), strict=True):
+        assert np.linalg.norm(residual, 2) <= threshold * (1 + 1e-9)
+        mass = np.linalg.svd(block, compute_uv=False).sum()
+        assert (residual * block).sum() == pytest.approx(threshold * mass, rel=1e-8, abs=1e-12)
+
+
+@given(SHAPES, st.integers(0, 2**32 - 1))
+def test_spectral_norms_and_balanced_factors(shape, seed):
+    S = torch.as_tensor(np.random.default_rng(seed).normal(size=shape))
+    expected = [np.linalg.norm(block, 2) for block in S.numpy()]
+    np.testing.assert_allclose(_fista.spectral_norms(S), expected, rtol=1e-9)
+    which, U, V = _fista.balanced_factors(S)
+    rebuilt = torch.zeros_like(S).index_add_(0, which, U.unsqueeze(2) * V.unsqueeze(1))
+    torch.testing.assert_close(rebuilt, S)
+    torch.testing.assert_close(U.norm(dim=1), V.norm(dim=1))
+    penalty = 0.5 * float(U.square().sum() + V.square().sum())
+    assert penalty == pytest.approx(float(_fista.singular_values(S).sum()), rel=1e-9, abs=1e-12)
+
+
+def test_factors_of_low_rank_blocks_have_no_noise():
+    rng = np.random.default_rng(0)
+    S = torch.as_tensor(rng.normal(size=(3, 6, 2)) @ rng.normal(size=(3, 2, 4)))
+    assert len(_fista.balanced_factors(S)[0]) == 6
+    assert len(_fista.balanced_factors(S.float())[0]) == 6
+
+
+def torch_program(problem):
+    return _fista._Program(problem, "cpu", torch.float64)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_adjoint_norm_and_fit_agree(fit_intercept):
+    problem = random_problem(1, C=3, loss="softmax", fit_intercept=fit_intercept)
+    program, rng = torch_program(problem), np.random.default_rng(0)
+    S = torch.as_tensor(rng.normal(size=(problem.gates.shape[1], problem.Z.shape[1], 3)))
+    G = torch.as_tensor(rng.normal(size=problem.Y.shape))
+    one = float((program.fit(S) * G).sum())
+    assert one == pytest.approx(float((S * program.adjoint(G)).sum()), rel=1e-12)
+    columns = np.hstack([d[:, None] * problem.Z for d in problem.patterns.T])
+    if fit_intercept:
+        columns = columns - problem.p @ columns
+    largest = np.linalg.norm(np.sqrt(problem.p)[:, None] * columns, 2) ** 2
+    assert 0.9 * largest <= program.squared_norm() <= largest * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_point_and_network_are_the_same_function(fit_intercept):
+    problem = random_problem(1, C=3, loss="softmax", fit_intercept=fit_intercept)
+    program = torch_program(problem)
+    neurons = solve(problem, "fista", tol=1e-3).neurons
+    point = program.start(problem, neurons)
+    back = program.neurons(point)
+    assert problem.objective(back) == pytest.approx(problem.objective(neurons), rel=1e-6)
+    F = program.restricted(point.gates).fit(point.S) + point.b
+    np.testing.assert_allclose(F, problem.fit_without_intercept(back) + back.intercept, atol=1e-10)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("loss", "C"), [("squared", 2), ("logistic", 1), ("softmax", 3)])
+def test_derivatives_in_the_factors(loss, C, fit_intercept):
+    problem = random_problem(1, C=C, loss=loss, fit_intercept=fit_intercept, share=0.3)
+    program = torch_program(problem)
+    start = solve(problem, FISTA(method="fista"), tol=0.1).neurons
+    factors = _fista._Factors(program, program.start(problem, start))
+    rng = np.random.default_rng(0)
+    theta, d = (torch.as_tensor(rng.normal(size=len(factors.theta))) for _ in range(2))
+    if not fit_intercept:
+        d[len(d) - C :] = 0.0
+    gradient, hessian, scale = factors.expand(theta)
+    h = 1e-5
+    slope = (factors.value(theta + h * d) - factors.value(theta - h * d)) / (2 * h)
+    assert slope == pytest.approx(float(gradient @ d), rel=1e-6)
+    change = (factors.expand(theta + h * d)[0] - factors.expand(theta - h * d)[0]) / (2 * h)
+    torch.testing.assert_close(change, hessian(d), rtol=1e-5, atol=1e-6)
+    assert bool((scale > 0).all())
+
+
+def test_steps_never_raise_the_objective():
+    problem = real_problem("iris", 0.01, gates=40)
+    program = torch_program(problem)
+    point = program.start(problem, None)
+    values = []
+    for _ in range(4):
+        norms, value, _ = program.look_at_all_gates(point)
+        values.append(value)
+        point = program.working_set(point, norms)
+        point = _fista.proximal_steps(program, point, 0.1, n_steps=50)
+        values.append(program.look_at_all_gates(point)[1])
+        point = _fista.newton_steps(program, point, 0.1, n_steps=5)
+    assert np.all(np.diff(values) <= 1e-12)
+
+
+def test_truncated_cg_solves_and_stops_at_the_border():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(6, 6))
+    H, g = torch.as_tensor(A @ A.T + np.eye(6)), torch.as_tensor(rng.normal(size=6))
+    d, predicted = _fista.truncated_cg(lambda x: H @ x, g, 1e6, 1e-12, n_steps=20)
+    torch.testing.assert_close(d, -torch.linalg.solve(H, g))
+    assert predicted == pytest.approx(-0.5 * float(g @ d))
+    short, less = _fista.truncated_cg(lambda x: H @ x, g, 0.1 * float(d.norm()), 1e-12, n_steps=20)
+    assert float(short.norm()) == pytest.approx(0.1 * float(d.norm()))
+    assert 0 < less < predicted
+    # A direction of negative curvature is followed to the border.
+    down, most = _fista.truncated_cg(lambda x: -H @ x, g, 2.0, 1e-12, n_steps=20)
+    assert float(down.norm()) == pytest.approx(2.0)
+    assert most > 2.0 * float(g.norm())
+
+
+# -------------------------------------------------------------------- Newton on group scales
+
+
+def group_program(problem):
+    arrays = (problem.Z, problem.patterns.astype(float), problem.Y, problem.p)
+    tensors = (torch.as_tensor(a) for a in arrays)
+    return _group_newton._Program(*tensors, problem.loss, problem.alpha, problem.fit_intercept)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_derivatives_in_the_group_scales(loss, fit_intercept):
+    program = group_program(random_problem(1, loss=loss, fit_intercept=fit_intercept))
+    active = torch.arange(5)
+    eta = torch.as_tensor(np.random.default_rng(0).uniform(0.5, 2.0, size=5))
+
+    def ridge(eta):
+        state = _group_newton._solve_ridge(program, active, eta, 0.0 * program.Y, -np.inf)
+        for _ in range(5):  # to the minimum in (S, b)
+            state = _group_newton._solve_ridge(program, active, eta, state.F, -np.inf)
+        w = program.correlations(-program.gradient(state.F), program.M)[:5]
+        return (
+            state,
+            w,
+            _group_newton._eta_slopes(w.norm(dim=1), program.alpha, program.alpha, False),
+        )
+
+    state, w, slopes = ridge(eta)
+    H = _group_newton._eta_hessian(program, state.factor, program.M[:, :5], w)
+    h = 1e-5
+    for g in range(5):
+        step = h * torch.eye(5, dtype=eta.dtype)[g]
+        (up, _, above), (down, _, below) = ridge(eta + step), ridge(eta - step)
+        assert (up.phi - down.phi) / (2 * h) == pytest.approx(float(slopes[g]), rel=1e-5, abs=1e-9)
+        torch.testing.assert_close((above - below) / (2 * h), H[:, g], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [6, 60])
+def test_both_factorisations_are_the_same_operator(n, monkeypatch):
+    program = group_program(random_problem(2, n=n))
+    active = torch.tensor([1, 3, 4])
+    M, eta = program.M[:, active], torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    weights = program.weights(program.Y)
+    Z, scaled = program.Z.numpy(), (eta.sqrt() * M).numpy()
+    columns = np.hstack([column[:, None] * Z for column in scaled.T])
+    inverse = np.diag(1 / weights[:, 0].numpy()) + columns @ columns.T / program.alpha
+    x = np.random.default_rng(0).normal(size=(n, 2))
+    expected, X = np.linalg.solve(inverse, x), torch.as_tensor(x)
+    kinds = []
+    for most in (-1, 10**9):
+        monkeypatch.setattr(_group_newton, "MAX_ROW_SIDE", most)
+        if most > 0:  # make columns look expensive
+            monkeypatch.setattr(_group_newton._GramCache, "missing", lambda *_: range(10**9))
+        factor = _group_newton._factorise(program, active, M, eta, weights)
+        kinds.append(type(factor).__name__)
+        np.testing.assert_allclose(factor.apply(X), expected, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(factor.quadratic(X), x.T @ expected, rtol=1e-8, atol=1e-10)
+    assert kinds == ["_ColumnFactor", "_RowFactor"]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_nonnegative_quadratic_is_nnls(seed, m):
+    rng = np.random.default_rng(seed)
+    A, y = rng.normal(size=(m + 3, m)), rng.normal(size=m + 3)
+    H, q = torch.as_tensor(A.T @ A), torch.as_tensor(-A.T @ y)
+    free = torch.as_tensor(rng.random(m) < 0.5)
+    x = _group_newton._nonnegative_quadratic(H, q, free)
+    np.testing.assert_allclose(x, optimize.nnls(A, y)[0], atol=1e-8)
+
+
+# ------------------------------------------------------------------------------- one-output refit
+
+
+def refit_data(seed, n=60, m=25, loss="squared"):
+    """Activations (non-negative, many zeros), targets, uneven weights and a mid-path alpha."""
+    rng = np.random.default_rng(seed)
+    A = np.maximum(rng.normal(size=(n, m)), 0.0)
+    y = A @ (rng.normal(size=m) * (rng.random(m) < 0.3)) + 0.5 * rng.normal(size=n)
+    if loss == "logistic":
+        y = (y > np.median(y)).astype(float)
+    p = rng.uniform(0.2, 2.0, size=n)
+    p /= p.sum()
+    centred = y - p @ y
+    return A, y, p, 0.03 * float(np.abs(A.T @ (p * centred)).max())
+
+
+def refit(A, y, p, alpha, loss="squared", fit_intercept=True, **options):
+    tensors = (torch.as_tensor(a) for a in (A, y[:, None], p))
+    v, b = _group_newton.group_lasso_refit(*tensors, LOSSES[loss], alpha, fit_intercept, **options)
+    return v.numpy(), b
+
+
+def refit_gap(A, y, p, alpha, v, b, loss="squared", fit_intercept=True):
+    """Return the relative duality gap of output weights, from the definitions."""
+    p, Y = np.asarray(p), y[:, None]
+    F = (A @ v + b)[:, None]
+    Lambda = -LOSSES[loss].gradient(F, Y, p)
+    scale = min(1.0, alpha / np.abs(A.T @ Lambda).max())
+    primal = LOSSES[loss].value(F, Y, p) + alpha * np.abs(v).sum()
+    if fit_intercept:
+        assert abs(Lambda.sum()) <= 1e-12
+    return (primal + LOSSES[loss].conjugate(-scale * Lambda, Y, p)) / primal
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_refit_is_the_lasso(fit_intercept):
+    A, y, p, alpha = refit_data(0)
+    v, b = refit(A, y, p, alpha, fit_intercept=fit_intercept)
+    assert refit_gap(A, y, p, alpha, v, b, fit_intercept=fit_intercept) <= 1e-9
+    lasso = Lasso(alpha, fit_intercept=fit_intercept, tol=1e-14, max_iter=100_000)
+    lasso.fit(A, y, sample_weight=p * len(y))
+    np.testing.assert_allclose(v, lasso.coef_, atol=1e-7)
+    assert b == pytest.approx(lasso.intercept_, abs=1e-7)
+    assert 0 < np.count_nonzero(v) < len(v)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_logistic_refit_has_the_value_of_cvxpy(fit_intercept):
+    A, y, p, alpha = refit_data(1, loss="logistic")
+    v, b = refit(A, y, p, alpha, "logistic", fit_intercept)
+    assert refit_gap(A, y, p, alpha, v, b, "logistic", fit_intercept) <= 1e-9
+    w, c = cp.Variable(A.shape[1]), cp.Variable() if fit_intercept else 0.0
+    F = A @ w + c
+    mean = p @ (cp.logistic(F) - cp.multiply(y, F))
+    program = cp.Problem(cp.Minimize(mean + alpha * cp.norm1(w)))
+    program.solve(solver="CLARABEL", tol_gap_rel=1e-11, tol_gap_abs=1e-11)
+    F = (A @ v + b)[:, None]
+    value = LOSSES["logistic"].value(F, y[:, None], p) + alpha * np.abs(v).sum()
+    assert value == pytest.approx(program.value, rel=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.parametrize("noise", [0.0, 1e-12, 1e-6])
+def test_refit_with_equal_and_nearly_equal_columns(noise, loss):
+    A, y, p, alpha = refit_data(2, loss=loss)
+    rng = np.random.default_rng(0)
+    wide = np.hstack([A, A + noise * rng.normal(size=A.shape), A])
+    v, _ = refit(A, y, p, alpha, loss)
+    wide_v, wide_b = refit(wide, y, p, alpha, loss)
+    assert refit_gap(wide, y, p, alpha, wide_v, wide_b, loss) <= 1e-9
+    narrow, full = (np.abs(x).sum() for x in (v, wide_v))
+    assert full == pytest.approx(narrow, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_refit_from_a_start(loss):
+    A, y, p, alpha = refit_data(3, loss=loss)
+    v, b = refit(A, y, p, alpha, loss)
+    for start in (v, np.zeros_like(v), 10 * np.random.default_rng(0).normal(size=len(v))):
+        again, c = refit(A, y, p, alpha, loss, start_weights=torch.as_tensor(start))
+        np.testing.assert_allclose(again, v, atol=1e-5)
+        assert c == pytest.approx(b, abs=1e-5)
+
+
+def test_refit_of_more_neurons_than_rows_and_of_none():
+    A, y, p, alpha = refit_data(4, n=20, m=100)
+    v, b = refit(A, y, p, alpha)
+    assert refit_gap(A, y, p, alpha, v, b) <= 1e-9
+    v, b = refit(A[:, :0], y, p, alpha)
+    assert v.shape == (0,)
+    assert b == pytest.approx(p @ y)
+    v, b = refit(A, y, p, 1e3)
+    assert not v.any()

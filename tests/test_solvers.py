@@ -1,0 +1,145 @@
+"""The registry, the driver, and one bank of problems for all solvers."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn.solvers import Iterate, RunSettings, Solver, run
+from tests.helpers import make_problem, solve, targets
+
+BANK = {
+    "gated, squared": ("squared", 1, {"activation": "gated_relu", "gates": 12}),
+    "gated, logistic": ("logistic", 1, {"activation": "gated_relu", "gates": 12}),
+    "gated, softmax": ("softmax", 3, {"activation": "gated_relu", "gates": 8}),
+    "gated, two outputs": ("squared", 2, {"activation": "gated_relu", "gates": 8}),
+    "gated, no intercept": (
+        "squared",
+        1,
+        {"activation": "gated_relu", "gates": 12, "fit_intercept": False},
+    ),
+    "gated, shrunk": ("squared", 1, {"activation": "gated_relu", "gates": 12, "shrinkage": 0.4}),
+    "relu list, squared": ("squared", 1, {"gates": 10}),
+    "relu list, logistic": ("logistic", 1, {"gates": 10}),
+    "relu, all listed": ("squared", 1, {"gates": "all", "n_components": 1}),
+    "relu, squared": ("squared", 1, {}),
+    "relu, softmax": ("softmax", 3, {}),
+    "relu, wide": ("squared", 1, {"wide": True}),
+    "relu, wide classes": ("softmax", 3, {"wide": True}),
+}
+
+
+def bank_problem(name):
+    loss, C, kw = BANK[name]
+    kw = dict(kw)
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((12, 20)) if kw.pop("wide", False) else rng.standard_normal((40, 3))
+    return make_problem(X, targets(rng, len(X), loss, C), loss, 0.02, **kw)
+
+
+@pytest.mark.parametrize("name", BANK)
+def test_all_capable_solvers_agree(name):
+    problem = bank_problem(name)
+    able = [
+        s
+        for s in solvers.capable_solvers(problem)
+        if (problem.gates is not None) == solvers.make_solver(s).needs_arrangements
+    ]
+    assert able
+    tol = 1e-4
+    results = [solve(problem, solvers.make_solver(s), tol=tol) for s in able]
+    for solver, result in zip(able, results, strict=True):
+        certificate = result.certificate
+        assert result.converged
+        assert 0 <= certificate.gap <= tol
+        assert certificate.kind == ("estimated" if solver == "pursuit" else "exact")
+        assert problem.objective(result.neurons) == pytest.approx(certificate.primal, rel=1e-9)
+        if problem.activation == "relu" and problem.gates is not None:
+            assert problem.cone_violation(result.neurons) <= 1e-6
+    values = [r.certificate.primal for r in results]
+    assert max(values) <= min(values) * (1 + 2 * tol)
+
+
+@pytest.mark.parametrize("name", BANK)
+def test_refusals_are_sentences_that_name_a_capable_solver(name):
+    problem = bank_problem(name)
+    for solver in map(solvers.make_solver, solvers.REGISTRY):
+        if solver.unsupported(problem):
+            with pytest.raises(ValueError, match=f"'{solver.name}' does not handle .*Use solver='"):
+                solvers.check_supported(solver, problem)
+        else:
+            solvers.check_supported(solver, problem)
+
+
+@pytest.mark.parametrize("name", solvers.REGISTRY)
+def test_solvers_are_cloneable_estimators_with_their_registered_name(name):
+    solver = solvers.make_solver(name)
+    assert solver.name == name
+    assert clone(solver).get_params() == solver.get_params()
+
+
+def test_unknown_solver_name_is_refused():
+    with pytest.raises(ValueError, match=r"'solver' parameter must be .* Got 'sgd' instead"):
+        solvers.make_solver("sgd")
+
+
+class Scripted(Solver):
+    """Yields multiples of one network."""
+
+    name = "scripted"
+
+    def __init__(self, factors=(), stalled_at=None):
+        self.factors = factors
+        self.stalled_at = stalled_at
+
+    def unsupported(self, problem):
+        return ""
+
+    def iterates(self, problem, settings):
+        best = solve(problem, solvers.make_solver("fista"), tol=1e-9).neurons
+        for i, factor in enumerate(self.factors):
+            weights = factor * best.weights
+            neurons = Neurons(best.directions, weights, best.intercept, best.gates)
+            yield Iterate(neurons, stalled=i == self.stalled_at)
+
+
+SETTINGS = RunSettings(tol=1e-6, device="cpu", random_directions=None)
+
+
+def test_driver_stops_at_the_first_round_within_tol():
+    result = run(
+        Scripted((0.5, 0.9, 1.0, 2.0)), bank_problem("gated, squared"), SETTINGS, max_iter=9
+    )
+    assert result.converged
+    assert result.n_iter == 3
+    assert {len(column) for column in result.history.values()} == {3}
+    assert result.history["dual_gap"][-1] == result.certificate.gap <= 1e-6
+
+
+def test_driver_keeps_the_best_network_and_the_best_proven_bound():
+    problem = bank_problem("gated, squared")
+    with pytest.warns(ConvergenceWarning, match="Increase max_iter") as caught:
+        result = run(Scripted((0.9, 0.5, 0.3)), problem, SETTINGS, max_iter=3)
+    assert len(caught) == 1
+    assert not result.converged
+    assert problem.objective(result.neurons) == pytest.approx(result.certificate.primal)
+    assert result.certificate.primal == result.history["objective"].min()
+    assert (np.diff(result.history["dual_gap"]) <= 0).all()
+
+
+def test_driver_says_that_a_stalled_solver_can_do_no_more():
+    with pytest.warns(ConvergenceWarning, match="come to a halt"):
+        result = run(
+            Scripted((0.5, 0.6, 1.0), stalled_at=1),
+            bank_problem("gated, squared"),
+            SETTINGS,
+            max_iter=9,
+        )
+    assert result.n_iter == 2
+
+
+def test_solver_without_iterates_is_an_error():
+    with pytest.raises(RuntimeError, match="'scripted' returned no network"):
+        run(Scripted(), bank_problem("gated, squared"), SETTINGS, max_iter=1)
