@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -211,7 +210,10 @@ class Problem:
         """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1."""
         if self.n_outputs == 1:
             return np.linalg.norm(self.Z.T @ (self.patterns * Lambda), axis=0)
-        return np.array([spectral_norm(self.Z.T @ (m[:, None] * Lambda)) for m in self.patterns.T])
+        (n, k), C = self.Z.shape, self.n_outputs
+        products = (self.Z[:, :, None] * Lambda[:, None, :]).reshape(n, k * C)
+        blocks = (products.T @ self.patterns).T.reshape(-1, k, C)
+        return spectral_norms(blocks)
 
     def cone_norms(self, Lambda: np.ndarray) -> np.ndarray:
         """Return ``max <e Z^T D_i Lambda, q>`` over unit q in cone i, (2, P) for e = +1, -1.
@@ -300,9 +302,9 @@ def relative_gap(primal: float, dual: float) -> float:
     return 0.0 if -1e-9 <= gap <= 0.0 else gap
 
 
-def spectral_norm(M: np.ndarray) -> float:
-    """Return the largest singular value of M, 0 for an empty one."""
-    if min(M.shape) == 0:
-        return 0.0
-    gram: Any = M.T @ M if M.shape[0] >= M.shape[1] else M @ M.T
-    return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0)))
+def spectral_norms(blocks: np.ndarray) -> np.ndarray:
+    """Return the largest singular value of each of the matrices (P, k, C)."""
+    transposed = blocks.transpose(0, 2, 1)
+    wide = blocks.shape[1] < blocks.shape[2]
+    grams = blocks @ transposed if wide else transposed @ blocks
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(grams)[:, -1], 0.0))

@@ -16,7 +16,13 @@ from sklearn.linear_model import Lasso
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn.solvers import _fista, _group_newton
+from sklearn_convexbn.solvers import (
+    _factor_newton,
+    _fista,
+    _gated_program,
+    _group_newton,
+    _group_ridge,
+)
 from sklearn_convexbn.solvers._fista import FISTA
 from tests.helpers import make_problem, solve, targets
 
@@ -340,24 +346,26 @@ def test_proximal_map_satisfies_its_optimality_condition(shape, seed, threshold)
 def test_spectral_norms_and_balanced_factors(shape, seed):
     S = torch.as_tensor(np.random.default_rng(seed).normal(size=shape))
     expected = [np.linalg.norm(block, 2) for block in S.numpy()]
-    np.testing.assert_allclose(_fista.spectral_norms(S), expected, rtol=1e-9)
-    which, U, V = _fista.balanced_factors(S)
+    np.testing.assert_allclose(_gated_program.spectral_norms(S), expected, rtol=1e-9)
+    which, U, V = _gated_program.balanced_factors(S)
     rebuilt = torch.zeros_like(S).index_add_(0, which, U.unsqueeze(2) * V.unsqueeze(1))
     torch.testing.assert_close(rebuilt, S)
     torch.testing.assert_close(U.norm(dim=1), V.norm(dim=1))
     penalty = 0.5 * float(U.square().sum() + V.square().sum())
-    assert penalty == pytest.approx(float(_fista.singular_values(S).sum()), rel=1e-9, abs=1e-12)
+    assert penalty == pytest.approx(
+        float(_gated_program.singular_values(S).sum()), rel=1e-9, abs=1e-12
+    )
 
 
 def test_factors_of_low_rank_blocks_have_no_noise():
     rng = np.random.default_rng(0)
     S = torch.as_tensor(rng.normal(size=(3, 6, 2)) @ rng.normal(size=(3, 2, 4)))
-    assert len(_fista.balanced_factors(S)[0]) == 6
-    assert len(_fista.balanced_factors(S.float())[0]) == 6
+    assert len(_gated_program.balanced_factors(S)[0]) == 6
+    assert len(_gated_program.balanced_factors(S.float())[0]) == 6
 
 
 def torch_program(problem):
-    return _fista._Program(problem, "cpu", torch.float64)
+    return _gated_program.GatedProgram(problem, "cpu", torch.float64)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -393,7 +401,7 @@ def test_derivatives_in_the_factors(loss, C, fit_intercept):
     problem = random_problem(1, C=C, loss=loss, fit_intercept=fit_intercept, share=0.3)
     program = torch_program(problem)
     start = solve(problem, FISTA(method="fista"), tol=0.1).neurons
-    factors = _fista._Factors(program, program.start(problem, start))
+    factors = _factor_newton.Factors(program, program.start(problem, start))
     rng = np.random.default_rng(0)
     theta, d = (torch.as_tensor(rng.normal(size=len(factors.theta))) for _ in range(2))
     if not fit_intercept:
@@ -418,7 +426,7 @@ def test_steps_never_raise_the_objective():
         point = program.working_set(point, norms)
         point = _fista.proximal_steps(program, point, 0.1, n_steps=50)
         values.append(program.look_at_all_gates(point)[1])
-        point = _fista.newton_steps(program, point, 0.1, n_steps=5)
+        point = _factor_newton.newton_steps(program, point, 0.1, n_steps=5)
     assert np.all(np.diff(values) <= 1e-12)
 
 
@@ -426,14 +434,16 @@ def test_truncated_cg_solves_and_stops_at_the_border():
     rng = np.random.default_rng(0)
     A = rng.normal(size=(6, 6))
     H, g = torch.as_tensor(A @ A.T + np.eye(6)), torch.as_tensor(rng.normal(size=6))
-    d, predicted = _fista.truncated_cg(lambda x: H @ x, g, 1e6, 1e-12, n_steps=20)
+    d, predicted = _factor_newton.truncated_cg(lambda x: H @ x, g, 1e6, 1e-12, n_steps=20)
     torch.testing.assert_close(d, -torch.linalg.solve(H, g))
     assert predicted == pytest.approx(-0.5 * float(g @ d))
-    short, less = _fista.truncated_cg(lambda x: H @ x, g, 0.1 * float(d.norm()), 1e-12, n_steps=20)
+    short, less = _factor_newton.truncated_cg(
+        lambda x: H @ x, g, 0.1 * float(d.norm()), 1e-12, n_steps=20
+    )
     assert float(short.norm()) == pytest.approx(0.1 * float(d.norm()))
     assert 0 < less < predicted
     # A direction of negative curvature is followed to the border.
-    down, most = _fista.truncated_cg(lambda x: -H @ x, g, 2.0, 1e-12, n_steps=20)
+    down, most = _factor_newton.truncated_cg(lambda x: -H @ x, g, 2.0, 1e-12, n_steps=20)
     assert float(down.norm()) == pytest.approx(2.0)
     assert most > 2.0 * float(g.norm())
 
@@ -444,7 +454,7 @@ def test_truncated_cg_solves_and_stops_at_the_border():
 def group_program(problem):
     arrays = (problem.Z, problem.patterns.astype(float), problem.Y, problem.p)
     tensors = (torch.as_tensor(a) for a in arrays)
-    return _group_newton._Program(*tensors, problem.loss, problem.alpha, problem.fit_intercept)
+    return _group_ridge.Program(*tensors, problem.loss, problem.alpha, problem.fit_intercept)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -455,9 +465,9 @@ def test_derivatives_in_the_group_scales(loss, fit_intercept):
     eta = torch.as_tensor(np.random.default_rng(0).uniform(0.5, 2.0, size=5))
 
     def ridge(eta):
-        state = _group_newton._solve_ridge(program, active, eta, 0.0 * program.Y, -np.inf)
+        state = _group_ridge.solve_ridge(program, active, eta, 0.0 * program.Y, -np.inf)
         for _ in range(5):  # to the minimum in (S, b)
-            state = _group_newton._solve_ridge(program, active, eta, state.F, -np.inf)
+            state = _group_ridge.solve_ridge(program, active, eta, state.F, -np.inf)
         w = program.correlations(-program.gradient(state.F), program.M)[:5]
         return (
             state,
@@ -488,10 +498,10 @@ def test_both_factorisations_are_the_same_operator(n, monkeypatch):
     expected, X = np.linalg.solve(inverse, x), torch.as_tensor(x)
     kinds = []
     for most in (-1, 10**9):
-        monkeypatch.setattr(_group_newton, "MAX_ROW_SIDE", most)
+        monkeypatch.setattr(_group_ridge, "MAX_ROW_SIDE", most)
         if most > 0:  # make columns look expensive
-            monkeypatch.setattr(_group_newton._GramCache, "missing", lambda *_: range(10**9))
-        factor = _group_newton._factorise(program, active, M, eta, weights)
+            monkeypatch.setattr(_group_ridge._GramCache, "missing", lambda *_: range(10**9))
+        factor = _group_ridge._factorise(program, active, M, eta, weights)
         kinds.append(type(factor).__name__)
         np.testing.assert_allclose(factor.apply(X), expected, rtol=1e-8, atol=1e-10)
         np.testing.assert_allclose(factor.quadratic(X), x.T @ expected, rtol=1e-8, atol=1e-10)
@@ -590,6 +600,21 @@ def test_refit_from_a_start(loss):
         again, c = refit(A, y, p, alpha, loss, start_weights=torch.as_tensor(start))
         np.testing.assert_allclose(again, v, atol=1e-5)
         assert c == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_newton_from_the_solution_is_done_at_once(loss):
+    A, y, p, alpha = (torch.as_tensor(a) for a in refit_data(3, loss=loss))
+    ones, Y = torch.ones_like(A[:, :1]), y[:, None]
+
+    def rounds(start=None):
+        options = (LOSSES[loss], float(alpha), True, start, 1e-9)
+        return list(_group_newton.group_newton(ones, A, Y, p, *options))
+
+    cold = rounds()
+    warm = rounds((cold[-1].active, cold[-1].S, cold[-1].b))
+    assert len(cold) > 3
+    assert len(warm) <= 2
 
 
 def test_refit_of_more_neurons_than_rows_and_of_none():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sklearn_convexbn._arrangements import project_onto_cone
-from sklearn_convexbn._problem import Certificate, Neurons, relative_gap, spectral_norm
+from sklearn_convexbn._problem import Certificate, Neurons, relative_gap, spectral_norms
 from tests.helpers import make_problem, random_neurons, solve, targets
 
 LOSSES_AND_OUTPUTS = [("squared", 1), ("squared", 3), ("logistic", 1), ("softmax", 3)]
@@ -329,8 +329,8 @@ def test_program_in_words(options, words):
         assert problem.program.startswith(str(problem.gates.shape[1]))
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 1), (0, 3)])
-def test_spectral_norm(shape):
-    M = np.random.default_rng(0).normal(size=shape)
-    expected = np.linalg.norm(M, ord=2) if M.size else 0.0
-    assert spectral_norm(M) == pytest.approx(expected)
+@pytest.mark.parametrize("shape", [(2, 5, 3), (4, 3, 5), (3, 4, 1), (0, 3, 2)])
+def test_spectral_norms(shape):
+    blocks = np.random.default_rng(0).normal(size=shape)
+    expected = [np.linalg.norm(M, ord=2) for M in blocks]
+    np.testing.assert_allclose(spectral_norms(blocks), expected)

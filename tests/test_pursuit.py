@@ -19,9 +19,9 @@ from sklearn_convexbn.solvers._pursuit import (
 from tests.helpers import make_problem, random_neurons, shared_data
 
 
-@pytest.fixture(scope="module", params=[("squared", 1), ("softmax", 3), ("logistic", 1)])
+@pytest.fixture(scope="module", params=["squared", "softmax", "logistic"])
 def problem(request):
-    loss, C = request.param
+    loss = request.param
     X, y = load_wine(return_X_y=True)
     Y = {"squared": X[:, :1], "softmax": np.eye(3)[y], "logistic": (y[:, None] == 1) * 1.0}[loss]
     if loss == "squared":
