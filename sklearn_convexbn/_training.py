@@ -11,7 +11,6 @@ from sklearn.base import clone
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrangements import (
-    arrangement_bound,
     distinct_gates,
     enumerate_gates,
     random_directions,
@@ -103,14 +102,10 @@ def train(
         spectrum=whitening.spectrum,
     )
     solver = choose_solver(settings.solver, problem)
-    problem = with_arrangements(problem, whitening, solver, settings)
     solvers.check_supported(solver, problem)
+    problem = with_arrangements(problem, whitening, solver, settings)
     neurons = None
-    if (
-        start is not None
-        and start.coefs[0].shape[0] == X.shape[1]
-        and (start.coefs[1].shape[1] == Y.shape[1])
-    ):
+    if start is not None and _has_shape(start, X.shape[1], Y.shape[1]):
         neurons = neurons_of_network(start, whitening, gates=problem.gates, target=target)
     run_settings = solvers.RunSettings(
         tol=settings.tol,
@@ -124,6 +119,11 @@ def train(
     gates = problem.gates if settings.activation == "gated_relu" else None
     network = recover_network(result.neurons, whitening, gates=gates, target=target)
     return Trained(network, result, whitening, solver)
+
+
+def _has_shape(network: Network, n_features: int, n_outputs: int) -> bool:
+    """Return whether a network maps `n_features` to `n_outputs`."""
+    return network.coefs[0].shape[0] == n_features and network.coefs[1].shape[1] == n_outputs
 
 
 def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Solver:
@@ -145,19 +145,16 @@ def with_arrangements(
     if problem.activation == "relu" and not solver.needs_arrangements:
         return problem
     every = settings.n_gates == "all"
-    n, k = problem.Z.shape
-    count = arrangement_bound(n, k) if every else int(settings.n_gates)
-    if not every:
-        check_memory(n, k, count, problem.n_outputs)
     if every:
         gates = enumerate_gates(problem.Z)
     else:
-        draws = random_directions(whitening, count, settings.random_state)
+        check_memory(problem, int(settings.n_gates))
+        draws = random_directions(whitening, int(settings.n_gates), settings.random_state)
         gates = distinct_gates(problem.Z, draws)
     return replace(problem, gates=gates, all_arrangements=every)
 
 
-def check_memory(n: int, k: int, n_gates: int, n_outputs: int) -> None:
+def check_memory(problem: Problem, n_gates: int) -> None:
     """Refuse a program on a list of arrangements that cannot fit into this machine's memory.
 
     Raises
@@ -165,8 +162,11 @@ def check_memory(n: int, k: int, n_gates: int, n_outputs: int) -> None:
     ValueError
         With an estimate of what is needed.
     """
-    # Patterns, and three work arrays of one double per row, gate and output.
-    needed = n * n_gates * (1 + 24 * n_outputs) + 8 * n_gates * k * n_outputs
+    # Doubles per row and gate: three work arrays an output for gated programs, seven for each
+    # of both signs for cones; besides them the patterns, one byte each, and the weights.
+    (n, k), n_outputs = problem.Z.shape, problem.n_outputs
+    doubles = 3 * n_outputs if problem.activation == "gated_relu" else 14
+    needed = n * n_gates * (1 + 8 * doubles) + 8 * n_gates * k * n_outputs
     available = physical_memory()
     if available is not None and needed > 0.8 * available:
         raise ValueError(
