@@ -150,8 +150,8 @@ def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int
     Newton steps, and where the curvature has underflown (a fit far from the targets) gradient
     steps, which the curvature bound makes safe, doubled as long as they help. At the minimum
     the columns of the gradient sum to zero, which is the constraint ``1^T Lambda = 0`` of the
-    dual (mathematics: section 5); the steps go on until that sum is at rounding level. Where
-    no minimum exists (one class only) the last iterate is returned.
+    dual (:mod:`sklearn_convexbn._problem`); the steps go on until that sum is at rounding
+    level. Where no minimum exists (one class only) the last iterate is returned.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@ r"""Batch normalization as whitening: the spectrum of the data and what is kept 
 Centre X with row weights p (summing to one) and let :math:`X_c^T \mathrm{diag}(p) X_c = V
 \Lambda V^T`. The network of one hidden BN layer on X is a plain two-layer network on the
 rows of :math:`Z = [X_c V \Lambda^{-1/2}, 1]`, for which :math:`Z^T \mathrm{diag}(p) Z = I`
-(Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022, section 2).
+(Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022).
 """
 
 from __future__ import annotations

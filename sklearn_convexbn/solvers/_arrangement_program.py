@@ -1,6 +1,6 @@
 """The ReLU program on a list of arrangements in torch, and its Newton equations.
 
-The 2P blocks s_i+, s_i- of the program (mathematics: section 4) couple through the fit
+The 2P blocks s_i+, s_i- of the program couple through the fit
 ``F = sum_i D_i Z (s_i+ - s_i-) + b`` alone. So one Newton step needs 2P little (k, k) matrices
 and one Cholesky factor: of order P k + 1, or of order n where that is cheaper. Shapes: blocks
 (2, P, k) = sign, arrangement, coordinate; slacks and their multipliers (2, P, n).

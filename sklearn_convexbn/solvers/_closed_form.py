@@ -2,7 +2,7 @@ r"""Closed forms for centred data of rank n - 1: more features than samples.
 
 Then Z is square with ``Z^T diag(p) Z = I``, so ``(Z q)_+`` can be any non-negative vector a, at
 cost ``|q| = |diag(p)^{1/2} a|``, and the training problem decouples (Ergen et al., ICLR 2022,
-section 3 for squared loss and one-hot targets; the other forms by the same argument). With
+for squared loss and one-hot targets; the other forms by the same argument). With
 ``M = diag(p)^{-1/2} Lambda`` the dual constraint reads ``max |M^T a| <= alpha`` over unit a >= 0.
 It is bounded by the largest eigenvalue of ``max(M M^T, 0)``, and the bound is attained in every
 case solved here, so that the certificate is exact.

@@ -134,8 +134,8 @@ def _mean_loss(loss: Loss, fit: Any, Y: np.ndarray, p: np.ndarray) -> Any:
 def nuclear_neurons(blocks: np.ndarray, gates: np.ndarray, b: np.ndarray) -> Neurons:
     """Return one neuron for each singular triple of the blocks S_g (P, k, C).
 
-    A neuron (u, sigma v) costs sigma, so the network costs the sum of the nuclear norms
-    (mathematics: section 4).
+    A neuron (u, sigma v) costs sigma, so the network costs the sum of the nuclear norms (see the
+    user guide, arrangements).
     """
     if blocks.shape[0] == 0:
         return Neurons.empty(blocks.shape[1], b)
