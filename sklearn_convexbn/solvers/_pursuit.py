@@ -3,7 +3,8 @@
 A fully corrective conditional gradient over neurons. One round searches for directions that
 violate the dual constraint, inserts the best, refits the output weights (convex), and then
 slides: moves neurons and output weights together on the smooth parametrization
-``alpha/2 (|q_j|^2 + |v_j|^2)`` of the regularizer, whose minima have the same objective. The bound on the optimum rests on the search and is an estimate.
+``alpha/2 (|q_j|^2 + |v_j|^2)`` of the regularizer, whose minima have the same objective.
+The bound on the optimum rests on the search and is an estimate.
 """
 
 from __future__ import annotations
