@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -59,3 +60,33 @@ def test_checks_with_scipy_array_api(name):
     count, skipped = out.stdout.split(" ", 1)
     assert int(count) > 40
     assert skipped.strip() == "[]"
+
+
+def test_array_api_checks_of_every_configuration():
+    """The checks that the run without SCIPY_ARRAY_API skips, for all configurations above."""
+    pytest.importorskip("array_api_compat")
+    code = (
+        "import warnings\n"
+        "from sklearn.utils.estimator_checks import estimator_checks_generator\n"
+        "from tests.test_sklearn_checks import ESTIMATORS\n"
+        "warnings.simplefilter('error')\n"
+        "ran = 0\n"
+        "for estimator in ESTIMATORS:\n"
+        "    for estimator, check in estimator_checks_generator(estimator):\n"
+        "        if 'array_api' in check.func.__name__:\n"
+        "            check(estimator)\n"
+        "            ran += 1\n"
+        "print(ran, len(ESTIMATORS))\n"
+    )
+    env = dict(os.environ, SCIPY_ARRAY_API="1")
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert out.returncode == 0, out.stderr
+    ran, count = map(int, out.stdout.split())
+    assert ran >= count == len(ESTIMATORS)

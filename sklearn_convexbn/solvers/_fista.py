@@ -45,8 +45,8 @@ class FISTA(Solver):
         "fista": proximal gradient steps and Newton steps on the factors of the blocks.
         "auto": "newton" where it applies, in float64, and "fista" elsewhere.
     dtype : {"float64", "float32"}, default="float64"
-        Arithmetic of "fista"; "newton" always computes in float64. With "float32" rounds are
-        faster on a GPU and relative gaps come down to about 1e-3.
+        Arithmetic of "fista"; "newton" always computes in float64. With "float32" relative
+        gaps come down to about 1e-3.
     n_steps : int, default=100
         Largest number of proximal gradient steps in a round.
     n_newton_steps : int, default=10
