@@ -97,7 +97,7 @@ def ours(
         all_arrangements=False,
         spectrum=np.ones(Z.shape[1]),
     )
-    settings = RunSettings(tol=tol, device="cpu", random_directions=None)
+    settings = RunSettings(tol=tol, device="cpu", random_directions=None, random_state=None)
     neurons = run(FISTA(), problem, settings, max_iter=500).neurons
     S = np.zeros((P, Z.shape[1]))
     np.add.at(S, neurons.gates, neurons.directions * neurons.weights)

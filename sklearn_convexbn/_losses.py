@@ -169,12 +169,14 @@ def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int
     """
     xp = array_namespace(F)
     b = xp.zeros_like(F[0])
-    value = float(loss.value(F, Y, p))
+    value, steepest = float(loss.value(F, Y, p)), float("inf")
     for _ in range(max_iter):
         gradient = loss.gradient(F + b, Y, p)
         slope = gradient.sum(axis=0)
-        if float(xp.abs(slope).max()) <= 4 * _eps(F) * float(xp.abs(gradient).sum()):
+        size, rounding = float(xp.abs(slope).max()), _eps(F) * float(xp.abs(gradient).sum())
+        if size <= 4 * rounding or (size <= 100 * rounding and size >= 0.5 * steepest):
             break
+        steepest = size
         newton = -_pinv_solve(xp, loss.hessian(F + b, Y, p).sum(axis=0), slope)
         b_new = b + newton
         new = float(loss.value(F + b_new, Y, p))

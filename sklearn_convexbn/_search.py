@@ -4,16 +4,44 @@ The dual constraint of the full ReLU problem, :math:`|\Lambda^T (Z q)_+| \le \al
 unit q, is non-convex in q. Ascent from many starts at once, all of it matrix products, finds
 large values; their maximum is a lower bound on the true one, so a certificate that rests on
 it is an estimate.
+
+How wide a basin of attraction is decides what finds it. Random starts with long first steps
+find wide basins, also in many dimensions. In few dimensions the worst violators are needles:
+vertices of the arrangement, where the hyperplanes of nearly k - 1 rows meet and the function
+has a kink across each. Starts at random vertices, with short first steps, find some. Most lie
+near other high maxima in the sense of the arrangement: they share all but a few hyperplanes with
+them. On the circle on which the shared ones meet, the function is known between breakpoints, and
+one sort finds its maximum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 #: Rows times starts held at once, in elements; bounds the memory of a search.
 BLOCK_ELEMENTS = 4_000_000
+
+#: First steps, on the unit sphere, of starts that stand for a region and of starts that are
+#: thought to be close to a maximum.
+FAR, NEAR = 0.5, 0.1
+
+#: Hyperplanes of at most this many rows meet in a start.
+VERTEX_ROWS = 16
+
+#: Maxima remembered from one search to the next.
+MEMORY = 100
+
+#: Directions of a larger cosine count as the same maximum, and as the neuron's own.
+SAME, OWN = 0.99, 0.9999
+
+#: First steps from the maxima of circles, and the part of a circle around its base left out.
+CIRCLE_STEP, CIRCLE_GAP = 0.05, 0.05
 
 
 def ascend(
@@ -22,13 +50,14 @@ def ascend(
     starts: Tensor,
     *,
     n_steps: int,
-    first: float = 0.5,
+    first: Tensor | float = FAR,
     last: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """Raise ``|Lambda^T (Z q)_+|`` over unit q from many starts at once.
 
     Each step moves along the normalized gradient by a length that falls geometrically from
-    `first` to `last`; the best point each start has met is kept.
+    `first` to `last`; the best point each start has met is kept. A long first step forgets
+    all about its start but the wider surroundings.
 
     Parameters
     ----------
@@ -36,6 +65,10 @@ def ascend(
     Lambda : torch.Tensor of shape (n, C)
     starts : torch.Tensor of shape (k, S)
     n_steps : int
+    first : torch.Tensor of shape (S,), or float
+        Length of the first step on the unit sphere.
+    last : float
+        Length of the last step.
 
     Returns
     -------
@@ -44,16 +77,19 @@ def ascend(
         Unit columns.
     """
     block = max(1, BLOCK_ELEMENTS // max(1, Z.shape[0]))
+    lengths = torch.as_tensor(first).to(starts).expand(starts.shape[1])
     parts = [
-        _ascend_block(Z, Lambda, chunk, n_steps, first, last)
-        for chunk in torch.split(starts, block, dim=1)
+        _ascend_block(Z, Lambda, Q, n_steps, steps, last)
+        for Q, steps in zip(
+            torch.split(starts, block, dim=1), torch.split(lengths, block), strict=True
+        )
     ]
     values, directions = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(directions, dim=1)
 
 
 def _ascend_block(
-    Z: Tensor, Lambda: Tensor, Q: Tensor, n_steps: int, first: float, last: float
+    Z: Tensor, Lambda: Tensor, Q: Tensor, n_steps: int, first: Tensor, last: float
 ) -> tuple[Tensor, Tensor]:
     Q = torch.nn.functional.normalize(Q, dim=0)
     best, best_Q = torch.full_like(Q[0], -1.0), Q.clone()
@@ -79,6 +115,54 @@ def correlations(Z: Tensor, Lambda: Tensor, Q: Tensor) -> Tensor:
     block = max(1, BLOCK_ELEMENTS // max(1, Z.shape[0]))
     parts = [Lambda.T @ (Z @ q).clamp_min(0) for q in torch.split(Q, block, dim=1)]
     return torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=0)
+
+
+def circle_maxima(Z: Tensor, Lambda: Tensor, bases: Tensor, tangents: Tensor) -> Tensor:
+    """Return the best vertices (k, 2 S) on both halves of circles, away from their bases.
+
+    For several outputs, the best for the output direction of the base.
+
+    Parameters
+    ----------
+    Z : torch.Tensor of shape (n, k)
+    Lambda : torch.Tensor of shape (n, C)
+    bases, tangents : torch.Tensor of shape (k, S)
+        Orthonormal pairs; a circle is ``cos(t) base + sin(t) tangent``.
+    """
+    block = max(1, BLOCK_ELEMENTS // (4 * max(1, Z.shape[0])))
+    parts = [
+        _circle_block(Z, Lambda, q, t)
+        for q, t in zip(
+            torch.split(bases, block, dim=1), torch.split(tangents, block, dim=1), strict=True
+        )
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _circle_block(Z: Tensor, Lambda: Tensor, bases: Tensor, tangents: Tensor) -> Tensor:
+    H, G = (Z @ bases).T.contiguous(), (Z @ tangents).T.contiguous()
+    T = torch.nn.functional.normalize(H.clamp_min(0) @ Lambda, dim=1)
+    slopes = T @ Lambda.T
+    # Row i changes sides where h_i cos t + g_i sin t = 0, once in every half turn. Between such
+    # breakpoints the function is a cos t + b sin t, with sums a and b over the active rows.
+    angles, order = torch.remainder(torch.atan2(-H, G), torch.pi).sort(dim=1)
+    active = H > 0
+    cos, sin = angles.cos(), angles.sin()
+
+    def sums(weighted: Tensor) -> Tensor:
+        changes = torch.where(active, -weighted, weighted).gather(1, order).cumsum(dim=1)
+        return (weighted * active).sum(dim=1, keepdim=True) + changes
+
+    a, b = slopes * H, slopes * G
+    first = sums(a) * cos + sums(b) * sin
+    # f(q) - f(-q) is linear in q, which gives the other half turn.
+    second = first - (a.sum(dim=1, keepdim=True) * cos + b.sum(dim=1, keepdim=True) * sin)
+    apart = (angles > CIRCLE_GAP) & (angles < torch.pi - CIRCLE_GAP)
+    best = [torch.where(apart, half.abs(), -1.0).argmax(dim=1) for half in (first, second)]
+    t1, t2 = (angles.gather(1, i[:, None])[:, 0] for i in best)
+    t2 = t2 + torch.pi
+    found = [bases * t.cos() + tangents * t.sin() for t in (t1, t2)]
+    return torch.nn.functional.normalize(torch.cat(found, dim=1), dim=0)
 
 
 def distinct_violators(
@@ -109,3 +193,148 @@ def distinct_violators(
         if not chosen or (directions[:, chosen].T @ directions[:, i]).max() <= cosine:
             chosen.append(int(i))
     return np.array(chosen, dtype=np.intp)
+
+
+@dataclass
+class Search:
+    """Searches of one run: they share their random numbers and the maxima met so far.
+
+    Parameters
+    ----------
+    Z : ndarray of shape (n, k)
+    random_directions : callable
+        ``random_directions(count)`` draws directions (k, count).
+    random_state : numpy.random.RandomState
+        Draws rows.
+    device : str
+        torch device. Ascent runs in float32, values are float64.
+    """
+
+    Z: np.ndarray
+    random_directions: Callable[[int], np.ndarray]
+    random_state: np.random.RandomState
+    device: str
+    maxima: np.ndarray | None = field(default=None, init=False)
+
+    def __call__(
+        self,
+        Lambda: np.ndarray,
+        units: np.ndarray,
+        *,
+        n_starts: int,
+        n_circles: int,
+        n_steps: int,
+        n_generations: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search from fresh starts, given ones and earlier maxima, then around the best.
+
+        Parameters
+        ----------
+        Lambda : ndarray of shape (n, C)
+        units : ndarray of shape (k, m)
+            Directions of the neurons, which are starts as well.
+        n_starts : int
+            Fresh starts, half of them random and half of them vertices.
+        n_circles : int
+            Circles through known maxima in each generation; both halves give a start.
+        n_steps : int
+            Ascent steps.
+        n_generations : int
+            How often new circles are drawn through the best maxima so far.
+
+        Returns
+        -------
+        values : ndarray of shape (S,)
+            ``|Lambda^T (Z q)_+|``.
+        directions : ndarray of shape (k, S)
+            Unit columns.
+        """
+        Z = torch.as_tensor(self.Z, device=self.device)
+        L = torch.as_tensor(Lambda, device=self.device)
+        # Scaling keeps float32 away from underflow; the ascent does not depend on it.
+        Z32, L32 = Z.float(), (L / max(float(L.abs().max()), 1e-300)).float()
+
+        def ascended(starts: Tensor, first: Tensor | float) -> tuple[np.ndarray, np.ndarray]:
+            _, Q = ascend(Z32, L32, starts, n_steps=n_steps, first=first)
+            Q = torch.nn.functional.normalize(Q.double(), dim=0)
+            return correlations(Z, L, Q).cpu().numpy(), Q.cpu().numpy()
+
+        def tensor(a: np.ndarray) -> Tensor:
+            return torch.as_tensor(a, device=self.device).float()
+
+        values, directions = ascended(*map(tensor, self._starts(units, n_starts)))
+        for generation in range(n_generations):
+            self._remember(values, directions, units)
+            bases, tangents = self._circles(units, n_circles, whole=generation % 2 == 1)
+            starts = circle_maxima(Z32, L32, tensor(bases), tensor(tangents))
+            more = ascended(starts, CIRCLE_STEP)
+            values, directions = np.concatenate([values, more[0]]), np.hstack([directions, more[1]])
+        self._remember(values, directions, units)
+        return values, directions
+
+    def _starts(self, units: np.ndarray, n_starts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return starts (k, S) and the lengths (S,) of their first steps."""
+        n_far = n_starts // 2
+        n_near, n_rows = n_starts - n_far, min(self.Z.shape[1] - 1, VERTEX_ROWS)
+        rows = self.random_state.randint(len(self.Z), size=(n_near, n_rows))
+        parts = [
+            through_rows(self.random_directions(n_far), self.Z),
+            vertices(self.random_directions(n_near), self.Z[rows]),
+            units,
+        ]
+        if self.maxima is not None:
+            parts.append(self.maxima)
+        starts = np.hstack(parts)
+        return starts, np.where(np.arange(starts.shape[1]) < n_far, FAR, NEAR)
+
+    def _circles(
+        self, units: np.ndarray, count: int, *, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return circles through neurons, maxima or their antipodes as orthonormal pairs (k, S).
+
+        They keep to all but one of the k - 1 hyperplanes nearest to the base (at most
+        `VERTEX_ROWS`), or if `whole` to none. Antipodes are bases because, once the linear part of
+        the fit is settled, the residuals on both sides of a hyperplane say the same.
+        """
+        assert self.maxima is not None
+        pool = np.hstack([self.maxima, units])
+        k, size = pool.shape
+        bases = pool[:, self.random_state.randint(size, size=count)]
+        bases = np.where(np.arange(count) % 2 == 1, -bases, bases)
+        kept = 0 if whole else max(0, min(k - 2, VERTEX_ROWS))
+        nearest = np.argsort(np.abs(self.Z @ bases), axis=0, kind="stable")[: kept + 1].T
+        dropped = self.random_state.randint(kept + 1, size=count)
+        others = np.arange(kept) + (np.arange(kept) >= dropped[:, None])
+        rows = self.Z[np.take_along_axis(nearest, others, axis=1)]
+        fixed = np.concatenate([bases.T[:, None], rows], axis=1)[:, : k - 1]
+        tangents = vertices(self.random_directions(count), fixed)
+        lengths = np.linalg.norm(tangents, axis=0)
+        return bases, tangents / np.maximum(lengths, 1e-300)
+
+    def _remember(self, values: np.ndarray, directions: np.ndarray, units: np.ndarray) -> None:
+        """Keep the best maxima apart from the neurons, whose surroundings hold few new ones."""
+        known = (units.T @ directions).max(axis=0, initial=-1.0) > OWN
+        order = np.where(known, values - values.max() - 1.0, values)
+        best = distinct_violators(order, directions, -np.inf, most=MEMORY, cosine=SAME)
+        self.maxima = directions[:, best]
+
+
+def through_rows(directions: np.ndarray, Z: np.ndarray) -> np.ndarray:
+    """Move every other hyperplane (k, S) in parallel until it passes through a random row of Z.
+
+    A random offset is small beside the length of a random direction, so hyperplanes that cut
+    off few rows would hardly be drawn. The row is picked by the offset's own quantile.
+    """
+    moved = directions.copy()
+    rows = (special.ndtr(moved[-1, ::2]) * len(Z)).astype(np.intp)
+    moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], Z[rows, :-1])
+    return moved
+
+
+def vertices(directions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Project directions (k, S) onto what is orthogonal to rows (S, r, k), r < k."""
+    Q, _ = np.linalg.qr(rows.transpose(0, 2, 1))
+    q = directions.T[:, :, None]
+    for _ in range(2):  # once more, for what cancellation leaves of nearly dependent ones
+        q = q - Q @ (Q.transpose(0, 2, 1) @ q)
+    return q[:, :, 0].T

@@ -70,12 +70,13 @@ def solve(problem, solver, *, tol=1e-3, max_iter=200, seed=0, start=None):
     """Run a solver (a name or an instance) through the driver."""
     if isinstance(solver, str):
         solver = solvers.make_solver(solver)
-    rng = np.random.default_rng(seed)
+    rng = np.random.RandomState(seed)
     k = problem.Z.shape[1]
     settings = solvers.RunSettings(
         tol=tol,
         device="cpu",
         random_directions=lambda count: rng.normal(size=(k, count)),
+        random_state=rng,
         start=start,
     )
     return solvers.run(solver, problem, settings, max_iter=max_iter)

@@ -8,15 +8,22 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn._problem import Neurons
-from sklearn_convexbn._search import ascend, correlations, distinct_violators
+from sklearn_convexbn._search import (
+    Search,
+    ascend,
+    circle_maxima,
+    correlations,
+    distinct_violators,
+    through_rows,
+    vertices,
+)
 from sklearn_convexbn.solvers._pursuit import (
     _TorchProblem,
     merge_equal_units,
     refit,
     slide,
-    through_rows,
 )
-from tests.helpers import make_problem, random_neurons, shared_data
+from tests.helpers import make_problem, random_neurons, shared_data, solve
 
 
 @pytest.fixture(scope="module", params=["squared", "softmax", "logistic"])
@@ -70,6 +77,63 @@ def test_moved_hyperplanes_pass_through_a_row():
     moved = through_rows(q, Z)
     assert np.abs(Z @ moved).min(axis=0)[::2].max() < 1e-12
     np.testing.assert_array_equal(moved[:, 1::2], q[:, 1::2])
+
+
+def test_vertices_are_orthogonal_to_their_rows():
+    rng = np.random.default_rng(0)
+    Z = np.c_[rng.standard_normal((20, 3)), np.ones(20)]
+    rows = Z[rng.integers(20, size=(9, 3))]
+    rows[0, 1] = rows[0, 0]  # the same row twice
+    q = vertices(rng.standard_normal((4, 9)), rows)
+    assert np.abs(np.einsum("srk,ks->sr", rows, q)).max() < 1e-12
+    assert np.linalg.norm(q, axis=0).min() > 1e-3
+
+
+def test_search_gives_unit_directions_with_their_values_and_remembers_the_best(problem):
+    neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.02).neurons)
+    Lambda, k, rng = problem.dual_point(F), problem.Z.shape[1], np.random.RandomState(0)
+    search = Search(problem.Z, lambda count: rng.normal(size=(k, count)), rng, "cpu")
+    options = {"n_starts": 50, "n_circles": 50, "n_steps": 20, "n_generations": 2}
+    values, q = search(Lambda, neurons.directions.T, **options)
+    expected = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ q, 0), axis=0)
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(q, axis=0), 1.0)
+    assert len(values) >= 50 + 2 * 100
+    assert values.max() >= 0.999 * problem.alpha  # the neurons were starts
+    again, _ = search(Lambda, neurons.directions.T, **options | {"n_starts": 1, "n_generations": 0})
+    assert again.max() >= (1 - 1e-4) * values.max()
+
+
+@pytest.mark.parametrize("C", [1, 2])
+def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
+    """Against all breakpoints of each circle, found one by one."""
+    rng = np.random.default_rng(0)
+    Z, L = rng.standard_normal((15, 4)), rng.standard_normal((15, C))
+    pairs = np.stack([np.linalg.qr(rng.standard_normal((4, 2)))[0] for _ in range(6)], axis=1)
+    bases, tangents = pairs[:, :, 0], pairs[:, :, 1]
+    arguments = (torch.as_tensor(a) for a in (Z, L, bases, tangents))
+    found = circle_maxima(*arguments).numpy().reshape(4, 2, 6)
+    for s in range(6):
+        q, t = bases[:, s], tangents[:, s]
+        output = L.T @ np.maximum(Z @ q, 0)
+        slopes = L @ output / np.linalg.norm(output)
+        angles = np.mod(np.arctan2(-Z @ q, Z @ t), np.pi)
+        for half in range(2):
+            apart = (angles > 0.05) & (angles < np.pi - 0.05) | (half == 1)
+            turn = angles[apart] + half * np.pi
+            circle = np.outer(q, np.cos(turn)) + np.outer(t, np.sin(turn))
+            best = np.abs(slopes @ np.maximum(Z @ circle, 0)).max()
+            value = abs(slopes @ np.maximum(Z @ found[:, half, s], 0))
+            assert value == pytest.approx(best, rel=1e-9)
+
+
+def test_search_of_a_perfect_fit_finds_nothing():
+    Z = np.c_[np.arange(5.0), np.ones(5)]
+    rng = np.random.RandomState(0)
+    search = Search(Z, lambda count: rng.normal(size=(2, count)), rng, "cpu")
+    options = {"n_starts": 10, "n_circles": 10, "n_steps": 5, "n_generations": 2}
+    values, _ = search(np.zeros((5, 1)), np.zeros((2, 0)), **options)
+    assert not values.any()
 
 
 def test_refit_satisfies_its_optimality_conditions(problem):
@@ -139,6 +203,17 @@ def test_agrees_with_the_exact_program_on_all_arrangements():
     assert listed.certificate_.program == "all arrangements"
     assert pursuit.objective_ == pytest.approx(listed.objective_, rel=3e-5)
     assert listed.certificate_.dual <= pursuit.objective_ * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("n_components", [1, 2])
+@pytest.mark.parametrize("labels", [False, True])
+def test_few_dimensions_are_certified_exactly(n_components, labels):
+    X, y = load_iris(return_X_y=True) if labels else load_diabetes(return_X_y=True)
+    estimator = ConvexBNClassifier if labels else ConvexBNRegressor
+    m = estimator(0.02, n_components=n_components, tol=1e-3, random_state=0).fit(X, y)
+    assert m.certificate_.kind == "exact"
+    assert 0 <= m.dual_gap_ <= 1e-3
+    assert "certified" in str(m.certificate_)
 
 
 def test_seeds_agree_within_their_gaps():

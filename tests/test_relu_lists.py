@@ -112,7 +112,9 @@ def small_problem(loss, *, n=40, d=3, gates=15, alpha=0.01, seed=0, **options):
 
 def iterates(problem, tol=1e-7, start=None):
     """Run the solver to its own end."""
-    settings = solvers.RunSettings(tol=tol, device="cpu", random_directions=None, start=start)
+    settings = solvers.RunSettings(
+        tol=tol, device="cpu", random_directions=None, random_state=None, start=start
+    )
     return list(interior_point(problem, settings))
 
 

@@ -62,6 +62,8 @@ class RunSettings:
     random_directions : callable
         ``random_directions(count)`` draws directions (k, count), the same sequence for the
         same ``random_state``.
+    random_state : numpy.random.RandomState
+        The source of all other random numbers.
     start : Neurons or None
         Network to start from.
     """
@@ -69,6 +71,7 @@ class RunSettings:
     tol: float
     device: str
     random_directions: Callable[[int], np.ndarray]
+    random_state: np.random.RandomState
     start: Neurons | None = None
 
 

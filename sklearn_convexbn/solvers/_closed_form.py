@@ -60,7 +60,7 @@ class ClosedForm(Solver):
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         neurons = _solution(problem)
         neurons, F = problem.with_best_intercept(neurons)
-        bound = _correlation_bound(problem, problem.dual_point(F))
+        bound = correlation_bound(problem, problem.dual_point(F))
         yield Iterate(neurons, largest_correlation=bound, proven=True, stalled=True)
 
 
@@ -84,11 +84,11 @@ def _solution(problem: Problem) -> Neurons:
 def _certified(problem: Problem, neurons: Neurons) -> float:
     """Return the proven relative gap of a candidate."""
     _, F = problem.with_best_intercept(neurons)
-    bound = _correlation_bound(problem, problem.dual_point(F))
+    bound = correlation_bound(problem, problem.dual_point(F))
     return problem.certificate(neurons, largest_correlation=bound, proven=True)[1].gap
 
 
-def _correlation_bound(problem: Problem, Lambda: np.ndarray) -> float:
+def correlation_bound(problem: Problem, Lambda: np.ndarray) -> float:
     """Bound ``max |Lambda^T (Z q)_+|`` over unit q when Z is square, for any Lambda (n, C)."""
     M = Lambda / np.sqrt(problem.p)[:, None]
     return float(np.sqrt(max(np.linalg.eigvalsh(np.maximum(M @ M.T, 0.0))[-1], 0.0)))

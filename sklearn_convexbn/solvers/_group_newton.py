@@ -3,8 +3,7 @@ r"""A Newton method on the scales of the groups, for group lassos with one outpu
 .. math:: \min_{S, b} \sum_i p_i \ell(F_i, y_i) + \alpha \sum_g |S_g|_2, \qquad
           F = \sum_g \mathrm{diag}(M_g) Z S_g + b,
 
-is the gated program (M: the 0/1 patterns of the gates) and, with Z = 1 and M the activations
-of given neurons, the refit of their output weights (a lasso). With
+is the gated program, M the 0/1 patterns of the gates. With
 :math:`|S_g| = \min_{\eta_g \ge 0} (|S_g|^2 / \eta_g + \eta_g) / 2`,
 
 .. math:: \phi(\eta) = \min_{S, b} \sum_i p_i \ell(F_i, y_i)
@@ -110,52 +109,6 @@ def group_newton(
         if new is None or stalled:
             return
         state = new
-
-
-def group_lasso_refit(
-    A: Tensor,
-    Y: Tensor,
-    p: Tensor,
-    loss: Loss,
-    alpha: float,
-    fit_intercept: bool,
-    start_weights: Tensor | None = None,
-    tol: float = 1e-9,
-) -> tuple[Tensor, float]:
-    """Minimise ``loss.value(A v + b) + alpha |v|_1`` over the output weights v and b.
-
-    Parameters
-    ----------
-    A : torch.Tensor of shape (n, m), float64
-        Activations. Equal or nearly collinear columns are allowed.
-    Y : torch.Tensor of shape (n, 1)
-    p : torch.Tensor of shape (n,)
-        Row weights, summing to one.
-    loss : Loss
-    alpha : float
-        Positive.
-    fit_intercept : bool
-    start_weights : torch.Tensor of shape (m,), optional
-    tol : float, default=1e-9
-        Relative duality gap, reached unless rounding errors forbid it.
-
-    Returns
-    -------
-    weights : torch.Tensor of shape (m,)
-    b : float
-    """
-    start = None
-    if start_weights is not None:
-        groups = start_weights.reshape(-1).nonzero()[:, 0]
-        start = (groups, start_weights.reshape(-1, 1)[groups], 0.0)
-    ones = A.new_ones(len(A), 1)
-    best = None
-    for solution in group_newton(ones, A, Y, p, loss, alpha, fit_intercept, start, tol):
-        best = solution if best is None or solution.gap <= best.gap else best
-    assert best is not None
-    weights = A.new_zeros(A.shape[1])
-    weights[best.active] = best.S[:, 0]
-    return weights, best.b
 
 
 def _initial_state(program: Program, start: tuple[Tensor, Tensor, float] | None) -> State:

@@ -4,7 +4,8 @@ A fully corrective conditional gradient over neurons. One round searches for dir
 violate the dual constraint, inserts the best, refits the output weights (convex), and then
 slides: moves neurons and output weights together on the smooth parametrization
 ``alpha/2 (|q_j|^2 + |v_j|^2)`` of the regularizer, whose minima have the same objective.
-The bound on the optimum rests on the search and is an estimate.
+The bound on the optimum rests on the search and is an estimate, unless the problem is small
+enough for an exact one.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import optimize, special
+from scipy import optimize
 from torch import Tensor
 
+from sklearn_convexbn._exact_search import is_affordable, largest_correlation
 from sklearn_convexbn._problem import Neurons, Problem
-from sklearn_convexbn._search import ascend, correlations, distinct_violators
+from sklearn_convexbn._search import Search, distinct_violators
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
-from sklearn_convexbn.solvers._group_newton import group_lasso_refit
+from sklearn_convexbn.solvers._lasso import lasso_refit
+from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 
-#: Relative accuracy of a refit; below the gaps that rounds of a pursuit are about.
-REFIT_TOLERANCE = 1e-6
+#: Relative duality gaps of the refits of one output and of several.
+REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
-#: Multiplications a refit of several outputs may cost, within 300 to 4000 steps.
-REFIT_OPERATIONS = 5e8
+#: The search that certifies: its generations, the operations its fresh starts may cost, and the
+#: least multiple of a round's starts it has whatever they cost.
+CERTIFYING_GENERATIONS, CERTIFYING_OPERATIONS, LEAST_CERTIFY_FACTOR = 2, 2e10, 5
 
 
 class Pursuit(Solver):
@@ -38,13 +42,14 @@ class Pursuit(Solver):
         Random starts of each round's search.
     n_search_steps : int, default=20
         Ascent steps of each round's search.
-    n_insert : int, default=40
+    n_insert : int, default=60
         Largest number of neurons inserted in a round.
     n_slide_steps : int, default=50
         Quasi-Newton steps on all neurons in a round.
-    certify_factor : int, default=30
-        The stopping test is repeated with a fresh search of this many times the starts. The
-        basins of narrow maxima are small: many starts find more of them than long ascents.
+    certify_factor : int, default=100
+        The stopping test is repeated with a fresh search of up to this many times the starts,
+        fewer where the rows and dimensions are many, but at least 5 times; or exactly, where
+        they are few.
     """
 
     name = "pursuit"
@@ -54,9 +59,9 @@ class Pursuit(Solver):
         self,
         n_starts: int = 100,
         n_search_steps: int = 20,
-        n_insert: int = 40,
+        n_insert: int = 60,
         n_slide_steps: int = 50,
-        certify_factor: int = 30,
+        certify_factor: int = 100,
     ) -> None:
         self.n_starts = n_starts
         self.n_search_steps = n_search_steps
@@ -70,74 +75,68 @@ class Pursuit(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        search = _Search(problem, settings)
         training = _TorchProblem(problem, settings.device)
+        search = Search(
+            problem.Z, settings.random_directions, settings.random_state, settings.device
+        )
         neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
         neurons = replace(neurons, gates=None)
         while True:
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
-            values, directions = search(Lambda, neurons, self.n_starts, self.n_search_steps)
-            largest = float(values.max())
-            certificate = problem.certificate(neurons, largest_correlation=largest)[1]
-            if certificate.gap <= settings.tol:
-                more = search(
-                    Lambda,
-                    neurons,
-                    self.certify_factor * self.n_starts,
-                    self.n_search_steps,
-                )
-                values = np.concatenate([values, more[0]])
-                directions = np.hstack([directions, more[1]])
-                largest = float(values.max())
-            yield Iterate(neurons, largest_correlation=largest)
+            found = self._search(problem, neurons, Lambda, search, settings.tol)
+            yield Iterate(neurons, largest_correlation=found.largest, proven=found.proven)
             new = distinct_violators(
-                values, directions, problem.alpha, most=self.n_insert, cosine=0.98
+                found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
             )
-            neurons = _inserted(neurons, directions[:, new].T)
+            neurons = _inserted(neurons, found.directions[:, new].T)
             neurons = refit(training, neurons)
             neurons = slide(training, neurons, n_steps=self.n_slide_steps)
             neurons = merge_equal_units(problem, neurons)
             neurons = refit(training, neurons)
 
+    def _search(
+        self, problem: Problem, neurons: Neurons, Lambda: np.ndarray, search: Search, tol: float
+    ) -> _Found:
+        """Search for violators; where there seem to be few, again, exactly or with many starts."""
+        units = neurons.directions.T
+        drawn = units
+        if len(neurons) > self.n_starts:
+            drawn = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
+        few = {"n_circles": self.n_starts, "n_steps": self.n_search_steps, "n_generations": 1}
+        values, directions = search(Lambda, drawn, n_starts=self.n_starts, **few)
+        largest = float(values.max())
+        if problem.certificate(neurons, largest_correlation=largest)[1].gap > tol:
+            return _Found(values, directions)
+        n, k = problem.Z.shape
+        if is_affordable(n, k, problem.n_outputs):
+            value, q = largest_correlation(problem.Z, Lambda)
+            values, directions = np.append(values, value), np.column_stack([directions, q])
+            return _Found(values, directions, proven=True)
+        affordable = CERTIFYING_OPERATIONS / (4 * n * k * self.n_search_steps * self.n_starts)
+        factor = max(min(self.certify_factor, affordable), LEAST_CERTIFY_FACTOR)
+        more = search(
+            Lambda,
+            units,
+            n_starts=int(factor * self.n_starts),
+            n_circles=LEAST_CERTIFY_FACTOR * self.n_starts,
+            n_steps=self.n_search_steps,
+            n_generations=CERTIFYING_GENERATIONS,
+        )
+        return _Found(np.concatenate([values, more[0]]), np.hstack([directions, more[1]]))
+
 
 @dataclass(frozen=True)
-class _Search:
-    """Search of one problem: ascent in float32, values in float64."""
+class _Found:
+    """Values (S,) and unit directions (k, S) of a search; `proven` if it has the maximum."""
 
-    problem: Problem
-    settings: RunSettings
+    values: np.ndarray
+    directions: np.ndarray
+    proven: bool = False
 
-    def __call__(
-        self, Lambda: np.ndarray, neurons: Neurons, n_starts: int, n_steps: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return values (S,) and unit directions (k, S) found from random starts and neurons."""
-        device = self.settings.device
-        Z = torch.as_tensor(self.problem.Z, device=device)
-        L = torch.as_tensor(Lambda, device=device)
-        # Scaling keeps float32 away from underflow; the ascent does not depend on it.
-        L32 = (L / max(float(L.abs().max()), 1e-300)).float()
-        random = through_rows(self.settings.random_directions(n_starts), self.problem.Z)
-        near = neurons.directions.T
-        jitter = random[:, : near.shape[1]]
-        near = near[:, : jitter.shape[1]] + 0.1 * jitter / np.sqrt(len(jitter))
-        starts = np.hstack([random, neurons.directions.T, near])
-        start_tensor = torch.as_tensor(starts, device=device).float()
-        _, Q = ascend(Z.float(), L32, start_tensor, n_steps=n_steps)
-        Q = torch.nn.functional.normalize(Q.double(), dim=0)
-        return correlations(Z, L, Q).cpu().numpy(), Q.cpu().numpy()
-
-
-def through_rows(directions: np.ndarray, Z: np.ndarray) -> np.ndarray:
-    """Move every other hyperplane (k, S) in parallel until it passes through a random row of Z.
-
-    A random offset is small beside the length of a random direction, so hyperplanes that cut
-    off few rows would hardly be drawn. The row is picked by the offset's own quantile.
-    """
-    moved = directions.copy()
-    rows = (special.ndtr(moved[-1, ::2]) * len(Z)).astype(np.intp)
-    moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], Z[rows, :-1])
-    return moved
+    @property
+    def largest(self) -> float:
+        return float(self.values.max())
 
 
 class _TorchProblem:
@@ -166,73 +165,21 @@ def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
 def refit(training: _TorchProblem, neurons: Neurons) -> Neurons:
     """Refit the output weights and the intercept to fixed directions; drop zero neurons.
 
-    Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A: by Newton's method
-    for one output, by FISTA for several.
+    Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A.
     """
     if len(neurons) == 0:
         return neurons
     problem = training.problem
     A = (training.Z @ training.tensor(neurons.directions.T)).clamp_min(0)
-    V = training.tensor(neurons.weights)
+    V, b = training.tensor(neurons.weights), training.tensor(neurons.intercept)
+    arguments = (A, training.Y, training.p, problem.loss, problem.alpha, problem.fit_intercept)
     if problem.n_outputs == 1:
-        weights, intercept = group_lasso_refit(
-            A,
-            training.Y,
-            training.p,
-            problem.loss,
-            problem.alpha,
-            problem.fit_intercept,
-            V[:, 0],
-            tol=REFIT_TOLERANCE,
-        )
-        V, b = weights[:, None], np.array([intercept])
+        V, b = lasso_refit(*arguments, V, tol=REFIT_TOLERANCE)
     else:
-        V, b = _refit_by_fista(training, A, V, training.tensor(neurons.intercept))
+        V, b = multi_output_refit(*arguments, V, b, tol=MULTI_OUTPUT_TOLERANCE)
     output = V.cpu().numpy()
     keep = np.linalg.norm(output, axis=1) > 0
-    return Neurons(neurons.directions[keep], output[keep], b)
-
-
-def _refit_by_fista(
-    training: _TorchProblem, A: Tensor, V: Tensor, b: Tensor
-) -> tuple[Tensor, np.ndarray]:
-    """Refit several outputs by FISTA with restarts; small problems are worth more steps.
-
-    Activations are centred by the weights when b is fitted: the intercept then decouples from V
-    up to curvature, and has a step of its own.
-    """
-    problem, Y, p = training.problem, training.Y, training.p
-    centre = p @ A if problem.fit_intercept else torch.zeros_like(A[0])
-    A = A - centre
-    gram = A.T @ (p[:, None] * A)
-    curvature = problem.loss.curvature
-    step = 1.0 / (curvature * float(torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)))
-    step_b = float(problem.fit_intercept) / curvature
-    b = b + centre @ V
-    W, c, t, value = V, b, 1.0, float("inf")
-    n_steps = int(np.clip(REFIT_OPERATIONS / (4 * A.numel() * V.shape[1]), 300, 4000))
-    for i in range(n_steps):
-        G = problem.loss.gradient(A @ W + c, Y, p)
-        V_new = _shrink_rows(W - step * (A.T @ G), step * problem.alpha)
-        b_new = c - step_b * G.sum(dim=0)
-        if float(((W - V_new) * (V_new - V)).sum() + ((c - b_new) * (b_new - b)).sum()) > 0:
-            t = 1.0
-        t_new = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
-        momentum = (t - 1.0) / t_new
-        W, c = V_new + momentum * (V_new - V), b_new + momentum * (b_new - b)
-        V, b, t = V_new, b_new, t_new
-        if i % 50 == 49:
-            mass = float(torch.linalg.vector_norm(V, dim=1).sum())
-            new = float(problem.loss.value(A @ V + b, Y, p)) + problem.alpha * mass
-            if value - new <= REFIT_TOLERANCE * 1e-2 * abs(new):
-                break
-            value = new
-    return V, (b - centre @ V).cpu().numpy()
-
-
-def _shrink_rows(V: Tensor, threshold: float) -> Tensor:
-    norms = torch.linalg.vector_norm(V, dim=1, keepdim=True).clamp_min(1e-300)
-    return V * (1.0 - threshold / norms).clamp_min(0)
+    return Neurons(neurons.directions[keep], output[keep], b.cpu().numpy())
 
 
 def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons:

@@ -1,0 +1,382 @@
+r"""Refit of the output weights of fixed neurons, for several outputs: a group lasso.
+
+.. math:: \min_{V, b} L(A V + 1 b^T) + \alpha \sum_j |V_j|_2
+
+with one row :math:`V_j` a neuron. A round has two steps, each with a line search.
+
+1. A proximal Newton step in a metric that does not couple outputs: output c has the Gram matrix
+   :math:`H_c = A^T \mathrm{diag}(W_c) A`, with W the diagonals of the Hessians of the loss.
+   The metric is exact for the squared loss, with one matrix for all outputs. The quadratic
+   group lasso is solved by Newton's method on one scale a neuron, as in
+   :mod:`~sklearn_convexbn.solvers._group_newton`:
+
+   .. math:: \phi(\eta) = \min_V q(V) + \frac{\alpha}{2} \sum_j (|V_j|^2 / \eta_j + \eta_j),
+             \qquad \partial_j \phi = (\alpha - |w_j|^2 / \alpha) / 2, \qquad
+             \partial_j \partial_k \phi = \sum_c w_{jc} (C_c)_{jk} w_{kc} / \alpha^2
+
+   with :math:`w = -\nabla q(V)` and
+   :math:`C_c = H_c - H_c (\alpha \mathrm{diag}(1/\eta) + H_c)^{-1} H_c`. It decides which
+   neurons enter and leave; those that leave are exactly zero.
+2. A Newton step with the whole Hessian on the neurons that are left, where the objective is
+   smooth, by conjugate gradients preconditioned with the metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
+from sklearn_convexbn.solvers._factor_newton import truncated_cg
+from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
+from sklearn_convexbn.solvers._group_ridge import safe_cholesky
+
+#: Rounds of one refit, and Newton steps on the scales in each: safeguards.
+MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
+
+#: Scales that are smaller in proportion to the largest count as zero.
+SMALLEST_SCALE = 1e-13
+
+#: Steps may raise the objective by this factor: rounding errors hide what they gain at the end.
+ROUNDING = 1.0 + 1e-15
+
+#: Conjugate gradient steps of one Newton step, and the decrease of the residual that ends them.
+MAX_CG_STEPS, CG_TOLERANCE = 60, 1e-2
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The data of one refit; activations are centred when the intercept is fitted."""
+
+    A: Tensor
+    Y: Tensor
+    p: Tensor
+    loss: Loss
+    alpha: float
+    fit_intercept: bool
+
+    def objective(self, V: Tensor, F: Tensor) -> float:
+        return float(self.loss.value(F, self.Y, self.p) + self.alpha * V.norm(dim=1).sum())
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Output weights with the best intercept, the objective and the gradient A^T dL/dF (m, C)."""
+
+    V: Tensor
+    b: Tensor
+    F: Tensor
+    value: float
+    gradient: Tensor
+    dual: float  # lower bound on the optimum
+
+
+def multi_output_refit(
+    A: Tensor,
+    Y: Tensor,
+    p: Tensor,
+    loss: Loss,
+    alpha: float,
+    fit_intercept: bool,
+    start_weights: Tensor,
+    start_intercept: Tensor,
+    tol: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Minimise ``loss.value(A V + b) + alpha sum_j |V_j|`` over the output weights V and b.
+
+    Parameters
+    ----------
+    A : torch.Tensor of shape (n, m), float64
+        Activations. Zero, equal or nearly collinear columns are allowed.
+    Y : torch.Tensor of shape (n, C)
+    p : torch.Tensor of shape (n,)
+        Row weights, summing to one.
+    loss : Loss
+    alpha : float
+        Positive.
+    fit_intercept : bool
+        When False, `start_intercept` is kept.
+    start_weights : torch.Tensor of shape (m, C)
+    start_intercept : torch.Tensor of shape (C,)
+    tol : float, default=1e-6
+        Relative duality gap, reached unless rounding errors forbid it.
+
+    Returns
+    -------
+    weights : torch.Tensor of shape (m, C)
+        Neurons that are not needed have exact zeros. The objective is at most the start's.
+    b : torch.Tensor of shape (C,)
+    """
+    centre = p @ A if fit_intercept else torch.zeros_like(A[0])
+    program = _Program(A - centre, Y, p, loss, float(alpha), fit_intercept)
+    b = start_intercept + centre @ start_weights
+    constant = torch.zeros_like(b) if fit_intercept else b
+    starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
+    best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
+    # Targets that are fitted exactly have the optimum zero, up to rounding.
+    floor = max(1e-12 * float(loss.value(torch.zeros_like(Y), Y, p)), 1e-300)
+    bound, slow = best.dual, 0
+    for _ in range(MAX_ROUNDS):
+        old, old_bound = best.value, bound
+        for step in (_proximal_step, _newton_step):
+            gap = max(best.value - bound, 0.0) / max(best.value, floor)
+            if gap <= tol:
+                return best.V, best.b - centre @ best.V
+            new = step(program, best, gap, tol)
+            bound = max(bound, new.dual)
+            best = new if new.value <= best.value * ROUNDING else best
+        closer = old - bound < 0.9 * (old - old_bound)
+        slow = 0 if closer or best.value < old * (1.0 - 1e-13) else slow + 1
+        if slow > 1:
+            break
+    return best.V, best.b - centre @ best.V
+
+
+def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
+    loss, Y, p, alpha = program.loss, program.Y, program.p, program.alpha
+    F = program.A @ V + b
+    if program.fit_intercept:
+        shift = _best_shift(program, F)
+        b, F = b + shift, F + shift
+    G = loss.gradient(F, Y, p)
+    gradient = program.A.T @ G
+    largest = float(gradient.norm(dim=1).max()) if len(gradient) else 0.0
+    U = G * min(1.0, alpha / max(largest, 1e-300))
+    dual = float((U.sum(dim=0) * b).sum() - loss.conjugate(U, Y, p))
+    if program.fit_intercept and float(G.sum(dim=0).abs().max()) > 1e-10 * float(G.abs().sum()):
+        dual = -float("inf")  # columns have to sum to zero when b is free
+    return _Point(V, b, F, program.objective(V, F), gradient, dual)
+
+
+def _best_shift(program: _Program, F: Tensor) -> Tensor:
+    """Return the best intercept of F: a few Newton steps, else the safeguarded method."""
+    loss, Y, p, b = program.loss, program.Y, program.p, torch.zeros_like(F[0])
+    for _ in range(5):
+        G = loss.gradient(F + b, Y, p)
+        slope = G.sum(dim=0)
+        if float(slope.abs().max()) <= 1e-14 * float(G.abs().sum()):
+            return b
+        b = b - _summed_inverse(*_row_hessians(program, F + b)) @ slope
+    return optimal_intercept(loss, F, Y, p)
+
+
+def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
+    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``.
+
+    This is `Loss.hessian` without its n C^2 numbers.
+    """
+    p = program.p.unsqueeze(1)
+    if program.loss.name == "softmax":
+        probabilities = softmax(F)
+        return p * probabilities, p.sqrt() * probabilities
+    if program.loss.name == "squared":
+        return p.expand_as(F), torch.zeros_like(F)
+    return program.loss.hessian(F, program.Y, program.p)[:, :, 0], torch.zeros_like(F)
+
+
+def _summed_inverse(D: Tensor, U: Tensor) -> Tensor:
+    """Return the pseudoinverse (C, C) of the sum of the row Hessians."""
+    total = torch.diag(D.sum(dim=0)) - U.T @ U
+    return torch.linalg.pinv(total, atol=1e-200, rtol=1e-12, hermitian=True)
+
+
+def _search_line(program: _Program, point: _Point, V: Tensor, rows: Tensor, db: Tensor) -> _Point:
+    """Halve the step from the point's weights `rows` to V, and by db, until the value falls."""
+    D = V - point.V[rows]
+    change = program.A[:, rows] @ D + db
+    for halving in range(30):
+        t = 0.5**halving
+        trial = point.V.clone()
+        trial[rows] = V if halving == 0 else point.V[rows] + t * D
+        if program.objective(trial, point.F + t * change) <= point.value * ROUNDING:
+            return _evaluate(program, trial, point.b + t * db)
+    return point
+
+
+# ------------------------------------------------------------ quadratic model without couplings
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Scales eta, the indices of the positive ones, the ridge solution there, phi.
+
+    `factor` is the Cholesky factor of ``alpha + diag(eta)^1/2 H diag(eta)^1/2``.
+    """
+
+    eta: Tensor
+    index: Tensor
+    V: Tensor
+    factor: Tensor
+    phi: float
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Gram matrices H (B, k, k) of B = 1 (for all outputs) or C, and weighted means (B, k)."""
+
+    H: Tensor
+    means: Tensor
+    alpha: float
+
+    def split(self, V: Tensor) -> Tensor:
+        """Return V (k, C) as (B, k, C / B)."""
+        B = len(self.H)
+        return V.reshape(len(V), B, V.shape[1] // B).permute(1, 0, 2)
+
+    def join(self, V: Tensor) -> Tensor:
+        """Return the inverse of `split`."""
+        return V.permute(1, 0, 2).flatten(1)
+
+    def apply(self, V: Tensor) -> Tensor:
+        """Return the product of the metric and V (k, C)."""
+        return self.join(self.H @ self.split(V))
+
+    def ridge(self, eta: Tensor, R: Tensor) -> _Scales:
+        """Solve ``(H + alpha diag(1 / eta)) V = R`` where eta is positive."""
+        keep = eta > SMALLEST_SCALE * eta.amax()
+        index, eta = keep.nonzero()[:, 0], torch.where(keep, eta, 0.0)
+        root = eta[index].sqrt().unsqueeze(1)
+        matrices = self.H[:, index][:, :, index] * root * root.T
+        matrices.diagonal(dim1=1, dim2=2).add_(self.alpha)
+        factor = torch.stack([safe_cholesky(matrix) for matrix in matrices])
+        right, V = root * self.split(R[index]), torch.zeros_like(R)
+        V[index] = self.join(root * torch.cholesky_solve(right, factor))
+        return _Scales(eta, index, V, factor, 0.5 * float(self.alpha * eta.sum() - (R * V).sum()))
+
+    def scale_hessian(self, at: _Scales, w: Tensor, rows: Tensor) -> Tensor:
+        """Return the Hessian of phi in the scales `rows`, very slightly regularised."""
+        columns = self.H[:, :, rows]
+        root = at.eta[at.index].sqrt().unsqueeze(1)
+        half = torch.linalg.solve_triangular(at.factor, root * columns[:, at.index], upper=False)
+        w = self.split(w[rows])
+        H = ((columns[:, rows] - half.mT @ half) * (w @ w.mT)).sum(dim=0) / self.alpha**2
+        diagonal = H.diagonal()  # equal columns make H singular: as in _group_newton
+        diagonal.copy_(diagonal.clamp_min(0.0) * (1 + 1e-9) + 1e-14 * diagonal.amax())
+        return H
+
+
+def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
+    """Return the metric of the neurons `rows` at F."""
+    A = program.A[:, rows]
+    D, U = _row_hessians(program, F)
+    W = D[:, :1] if program.loss.name == "squared" else D - U * U
+    H = torch.stack([A.T @ (w.unsqueeze(1) * A) for w in W.T])
+    if not program.fit_intercept:
+        return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha)
+    total = W.sum(dim=0).clamp_min(1e-300).unsqueeze(1)
+    means = W.T @ A / total
+    H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
+    return _Metric(H, means, program.alpha)
+
+
+def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol: float) -> Tensor:
+    """Minimise ``<V, H V> / 2 - <R, V> + alpha sum_j |V_j|`` from the scales `start`.
+
+    `constant` completes the model to a sum of squares; the relative gap to reach refers to it.
+    """
+    state = metric.ridge(start, R)
+    for _ in range(MAX_SCALE_STEPS):
+        w = R - metric.apply(state.V)
+        norms, mass = w.norm(dim=1), float(state.V.norm(dim=1).sum())
+        fitted, square = float((R * state.V).sum()), float(((R - w) * state.V).sum())
+        primal = constant + 0.5 * square - fitted + metric.alpha * mass
+        s = min(1.0, metric.alpha / max(float(norms.max()), 1e-300))
+        dual = s * (2.0 * constant - fitted) - s * s * (constant - fitted + 0.5 * square)
+        new = _scale_step(metric, R, state, w, norms) if primal - dual > tol * primal else None
+        if new is None:
+            break
+        state = new
+    return state.V
+
+
+def _scale_step(
+    metric: _Metric, R: Tensor, state: _Scales, w: Tensor, norms: Tensor
+) -> _Scales | None:
+    """Take one Newton step on the scales, as `_newton_round` of `_group_newton` does."""
+    alpha, largest = metric.alpha, float(norms.max())
+    level = max(alpha, 0.3 * largest)
+    attempts = [(level, True, 3), (level, False, 6)]
+    if level > alpha:
+        attempts.append((alpha, False, 12))
+    for level, secular, halvings in attempts:
+        rows = ((state.eta > 0) | (norms > level)).nonzero()[:, 0]
+        eta = state.eta[rows]
+        H = metric.scale_hessian(state, w, rows)
+        slope = _eta_slopes(norms[rows], level, alpha, secular)
+        full = _nonnegative_quadratic(H, slope - H @ eta, (eta > 0) | (slope < 0))
+        for halving in range(halvings):
+            trial = torch.zeros_like(state.eta)
+            trial[rows] = eta + (full - eta) * 0.5**halving
+            new = metric.ridge(trial, R)
+            if new.phi <= state.phi + 1e-13 * abs(state.phi):
+                return new
+    return None
+
+
+def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
+    """Step to the solution of the model without couplings, on the support and violators."""
+    norms = point.V.norm(dim=1)
+    rows = ((norms > 0) | (point.gradient.norm(dim=1) > program.alpha)).nonzero()[:, 0]
+    if len(rows) == 0:
+        return point
+    metric = _metric(program, point.F, rows)
+    V, g = point.V[rows], point.gradient[rows]
+    R = metric.apply(V) - g
+    fit = point.value - program.alpha * float(norms.sum())
+    constant = fit + 0.5 * float(((R - g) * V).sum())
+    accuracy = 0.5 * tol if program.loss.name == "squared" else max(0.5 * tol, 0.1 * gap)
+    new = _solve_model(metric, R, norms[rows], constant, accuracy)
+    db = -(metric.means.unsqueeze(1) @ metric.split(new - V)).reshape(-1)
+    return _search_line(program, point, new, rows, db)
+
+
+# ------------------------------------------------------------------- Newton step on the support
+
+
+def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
+    """Take a Newton step on the neurons that are not zero, where the objective is smooth."""
+    norms = point.V.norm(dim=1)
+    if not bool(norms.any()):
+        return point
+    rows = (norms > SMALLEST_SCALE * norms.amax()).nonzero()[:, 0]
+    size = norms[rows].unsqueeze(1)
+    A, unit, stiffness = program.A[:, rows], point.V[rows] / size, program.alpha / size
+    diagonal, root = _row_hessians(program, point.F)
+    inverse = _summed_inverse(diagonal, root) * float(program.fit_intercept)
+
+    def curved(change: Tensor) -> Tensor:
+        return diagonal * change - root * (root * change).sum(dim=1, keepdim=True)
+
+    def intercept(change: Tensor) -> Tensor:
+        return -inverse @ curved(change).sum(dim=0)
+
+    def hessian(D: Tensor) -> Tensor:
+        change = A @ D
+        tangential = D - unit * (unit * D).sum(dim=1, keepdim=True)
+        return A.T @ curved(change + intercept(change)) + stiffness * tangential
+
+    metric = _metric(program, point.F, rows)
+    factor = metric.ridge(norms[rows], point.V[rows]).factor
+
+    def scaled(g: Tensor) -> Tensor:
+        g = metric.split(size.sqrt() * g)
+        return torch.linalg.solve_triangular(factor, g, upper=False).reshape(-1)
+
+    def unscaled(x: Tensor) -> Tensor:
+        x = x.reshape(factor.shape[0], len(rows), -1)
+        return size.sqrt() * metric.join(torch.linalg.solve_triangular(factor.mT, x, upper=True))
+
+    def product(x: Tensor) -> Tensor:
+        return scaled(hessian(unscaled(x)))
+
+    g = scaled(point.gradient[rows] + program.alpha * unit)
+    length = float(g.norm())
+    if length == 0.0:
+        return point
+    # Beyond this radius the Hessian is zero up to rounding errors.
+    radius, goal = 1e6 * length, CG_TOLERANCE * length
+    x, _ = truncated_cg(product, g, radius, goal, n_steps=MAX_CG_STEPS)
+    D = unscaled(x)
+    return _search_line(program, point, point.V[rows] + D, rows, intercept(A @ D))
