@@ -2,11 +2,13 @@
 
 The weight-decay-regularized training problem of these networks has an exact convex form
 (Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022). The
-estimators here solve it and say how far from the optimum they ended.
+estimators here solve it and say how far from the optimum they ended; :func:`certify` says it
+of networks trained elsewhere.
 """
 
+from sklearn_convexbn._certify import certify
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
 
 __version__ = "0.1.0"
 
-__all__ = ["ConvexBNClassifier", "ConvexBNRegressor", "__version__"]
+__all__ = ["ConvexBNClassifier", "ConvexBNRegressor", "__version__", "certify"]

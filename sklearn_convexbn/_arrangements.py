@@ -173,9 +173,48 @@ def project_onto_cone(Z: np.ndarray, pattern: np.ndarray, c: np.ndarray) -> np.n
     if M.shape[1] == 0:  # no hyperplane: the cone is the whole space
         return c
     mu, _ = optimize.nnls(M, -c / size, maxiter=20 * max(M.shape))
-    return c + size * (M @ mu)
+    q = c / size + M @ mu
+    if np.linalg.norm(q) > 1.0 + 1e-9 or (M.T @ q).min() < -1e-7:
+        # SciPy's nnls has been seen to return such a q for degenerate integer rows.
+        mu = optimize.lsq_linear(M, -c / size, bounds=(0.0, np.inf), tol=1e-14).x
+        q = c / size + M @ mu
+    return size * q
 
 
 def cone_norm(Z: np.ndarray, pattern: np.ndarray, c: np.ndarray) -> float:
     """Return ``max <c, q>`` over unit q in the cone of one arrangement (0 if all are negative)."""
     return float(np.linalg.norm(project_onto_cone(Z, pattern, c)))
+
+
+def largest_in_cones(
+    Z: np.ndarray, patterns: np.ndarray, correlations: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return the largest ``max <c_i, q>`` over unit q in cone i, over all i, and its q.
+
+    Cones are tried from the largest ``|c_i|`` down, until no other can hold a larger value.
+
+    Parameters
+    ----------
+    Z : ndarray of shape (n, k)
+    patterns : ndarray of shape (n, P), bool
+        Pattern of each cone.
+    correlations : ndarray of shape (k, P)
+        The c_i.
+
+    Returns
+    -------
+    largest : float
+        At least 0.
+    q : ndarray of shape (k,)
+        Unit vector; zero where `largest` is.
+    """
+    largest, best = 0.0, np.zeros(Z.shape[1])
+    sizes = np.linalg.norm(correlations, axis=0)
+    for i in np.argsort(-sizes, kind="stable"):
+        if sizes[i] <= largest:
+            break
+        q = project_onto_cone(Z, patterns[:, i], correlations[:, i])
+        length = float(np.linalg.norm(q))
+        if length > largest:
+            largest, best = length, q / length
+    return largest, best

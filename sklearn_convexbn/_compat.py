@@ -13,7 +13,14 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import _check_sample_weight
 
-__all__ = ["Interval", "RealNotInt", "StrOptions", "check_parameters", "check_sample_weight"]
+__all__ = [
+    "Interval",
+    "RealNotInt",
+    "StrOptions",
+    "check_arguments",
+    "check_parameters",
+    "check_sample_weight",
+]
 
 
 def check_parameters(estimator: Any, constraints: dict[str, list[Any]]) -> None:
@@ -24,11 +31,20 @@ def check_parameters(estimator: Any, constraints: dict[str, list[Any]]) -> None:
     ValueError
         scikit-learn's InvalidParameterError (also a TypeError).
     """
-    validate_parameter_constraints(
-        constraints,
-        estimator.get_params(deep=False),
-        caller_name=type(estimator).__name__,
-    )
+    check_arguments(type(estimator).__name__, estimator.get_params(deep=False), constraints)
+
+
+def check_arguments(
+    caller: str, arguments: dict[str, Any], constraints: dict[str, list[Any]]
+) -> None:
+    """Validate the arguments of a function or class named `caller` by their constraints.
+
+    Raises
+    ------
+    ValueError
+        scikit-learn's InvalidParameterError (also a TypeError).
+    """
+    validate_parameter_constraints(constraints, arguments, caller_name=caller)
 
 
 def check_sample_weight(sample_weight: Any, X: np.ndarray) -> np.ndarray:

@@ -9,52 +9,31 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn._compat import (
-    Interval,
-    RealNotInt,
-    StrOptions,
-    check_parameters,
-    check_sample_weight,
-)
-from sklearn_convexbn._data import (
-    TargetScaling,
-    balanced_class_weights,
-    canonical_data,
-    one_hot,
-    scale_target,
-)
+from sklearn_convexbn._compat import Interval, StrOptions, check_parameters, check_sample_weight
 from sklearn_convexbn._device import resolve_device
-from sklearn_convexbn._losses import LOSSES, Loss, softmax
+from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
+from sklearn_convexbn._losses import softmax
 from sklearn_convexbn._network import Network, forward, to_torch
-from sklearn_convexbn._training import Trained, TrainingSettings, train
+from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, Trained, TrainingSettings, train
 
 
 class _BaseConvexBN(BaseEstimator):
     """Parameters, fitted attributes and prediction shared by both estimators."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "alpha": [Interval(Real, 0, None, closed="neither")],
-        "n_components": [
-            Interval(Integral, 1, None, closed="left"),
-            Interval(RealNotInt, 0, 1, closed="neither"),
-            None,
-        ],
-        "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+        **PROBLEM_CONSTRAINTS,
         "activation": [StrOptions({"relu", "gated_relu"})],
         "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
         "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
-        "fit_intercept": ["boolean"],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "device": [str, None],
         "warm_start": ["boolean"],
-        "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
 
@@ -105,22 +84,14 @@ class _BaseConvexBN(BaseEstimator):
             verbose=int(self.verbose),
         )
 
-    def _train(
-        self,
-        X: np.ndarray,
-        Y: np.ndarray,
-        weights: np.ndarray,
-        loss: Loss,
-        target: TargetScaling | None = None,
-    ) -> None:
+    def _train(self, data: TrainingData) -> None:
         """Solve the problem on canonical rows and set the fitted attributes."""
         start = None
         if self.warm_start and hasattr(self, "coefs_"):
             start = Network(
                 self.coefs_, self.intercepts_, self.batch_norm_, getattr(self, "gates_", None)
             )
-        trained = train(X, Y, weights, loss, self._settings(), target=target, start=start)
-        self._set_fitted(trained, 1.0 if target is None else target.scale)
+        self._set_fitted(train(data, self._settings(), start=start), data.scale)
 
     def _set_fitted(self, trained: Trained, scale: float) -> None:
         """Publish a fit; a mean loss in squared units of y scales with `scale` squared."""
@@ -330,14 +301,9 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
         with _unchanged_on_failure(self):
             check_parameters(self, self._parameter_constraints)
             X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
-            data = canonical_data(
-                X, np.asarray(y, dtype=np.float64), check_sample_weight(sample_weight, X)
-            )
-            Y, target = scale_target(
-                data.y.reshape(len(data.X), -1), data.weights, fit_intercept=self.fit_intercept
-            )
-            self._single_output = y.ndim == 1
-            self._train(data.X, Y, data.weights, LOSSES["squared"], target)
+            self._single_output = np.ndim(y) == 1
+            weights = check_sample_weight(sample_weight, X)
+            self._train(regression_data(X, y, weights, fit_intercept=self.fit_intercept))
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -571,47 +537,16 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
             X, y = validate_data(self, X, y, dtype=np.float64)
             y = column_or_1d(y, warn=True)
             check_classification_targets(y)
-            weights = self._row_weights(y, check_sample_weight(sample_weight, X))
-            classes, codes = np.unique(y[weights > 0], return_inverse=True)
-            if len(classes) < 2:
-                raise ValueError(
-                    f"{type(self).__name__} needs samples of at least 2 classes with positive "
-                    f"weight, but the data contains only one class: {classes[0]!r}."
-                )
-            data = canonical_data(X[weights > 0], codes, weights[weights > 0])
-            weights = data.weights
-            if self.class_weight == "balanced":
-                per_class = balanced_class_weights(data.y, weights, len(classes))
-                weights = weights * per_class[data.y]
-            Y, loss = self._encode(data.y, len(classes))
-            self.classes_ = classes
-            self._train(data.X, Y, weights, loss)
+            data = classification_data(
+                X,
+                y,
+                check_sample_weight(sample_weight, X),
+                loss=self.loss,
+                class_weight=self.class_weight,
+            )
+            self.classes_ = data.classes
+            self._train(data)
         return self
-
-    def _row_weights(self, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Multiply sample weights (n,) by those of a class_weight dict."""
-        if not isinstance(self.class_weight, dict):
-            return weights
-        classes, codes = np.unique(y, return_inverse=True)
-        per_class = compute_class_weight(self.class_weight, classes=classes, y=y)
-        if (per_class < 0).any() or not np.isfinite(per_class).all():
-            raise ValueError(
-                f"class_weight must be finite and non-negative. Got {self.class_weight!r}."
-            )
-        return weights * per_class[codes]
-
-    def _encode(self, codes: np.ndarray, n_classes: int) -> tuple[np.ndarray, Loss]:
-        """Return the targets (n, C) of class codes and the loss they are for."""
-        if n_classes == 2:
-            y = codes[:, None].astype(np.float64)
-            return (
-                (y, LOSSES["logistic"])
-                if self.loss == "log_loss"
-                else (2.0 * y - 1.0, LOSSES["squared"])
-            )
-        return one_hot(codes, n_classes), LOSSES[
-            "softmax" if self.loss == "log_loss" else "squared"
-        ]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the network's output.

@@ -21,7 +21,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sklearn_convexbn._arrangements import activation_patterns, cone_norm
+from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
 from sklearn_convexbn._losses import Loss, optimal_intercept
 
 
@@ -228,6 +228,36 @@ class Problem:
             for row, sign in enumerate((1.0, -1.0)):
                 norms[row, i] = cone_norm(self.Z, self.patterns[:, i], sign * correlations[:, i])
         return norms
+
+    def own_correlation(self, neurons: Neurons, Lambda: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the largest correlation a ReLU network's own cones and units can have, and its q.
+
+        That is the largest of ``<D_j Lambda g_j, Z q>`` over unit q in the cone of neuron j, g_j
+        its unit output direction, and of ``|Lambda^T (Z q_j)_+|``, over all j. It is at most
+        `alpha` where the network is optimal among those that move each neuron within its cone
+        or turn its output; a stationary point of training is (Wang, Lacotte and Pilanci, "The
+        Hidden Convex Optimization Landscape of Two-Layer ReLU Neural Networks", ICLR 2022).
+
+        Parameters
+        ----------
+        neurons : Neurons
+        Lambda : ndarray of shape (n, C)
+
+        Returns
+        -------
+        largest : float
+        q : ndarray of shape (k,)
+            Unit vector that attains at least `largest`; zero for an empty network.
+        """
+        H = self.Z @ neurons.directions.T
+        outputs = neurons.weights / np.linalg.norm(neurons.weights, axis=1, keepdims=True)
+        active = H >= 0
+        in_cones = self.Z.T @ (active * (Lambda @ outputs.T))
+        largest, q = largest_in_cones(self.Z, active, in_cones)
+        turned = np.linalg.norm(Lambda.T @ np.maximum(H, 0.0), axis=0)
+        if turned.max(initial=0.0) > largest:
+            return float(turned.max()), neurons.directions[turned.argmax()]
+        return largest, q
 
     def certificate(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -15,11 +17,25 @@ from sklearn_convexbn._arrangements import (
     enumerate_gates,
     random_directions,
 )
-from sklearn_convexbn._data import TargetScaling
-from sklearn_convexbn._losses import Loss
+from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
+from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn._problem import Problem
 from sklearn_convexbn._whitening import Whitening, whiten
+
+#: What the parameters that state a problem may be, as scikit-learn's constraints.
+PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
+    "alpha": [Interval(Real, 0, None, closed="neither")],
+    "n_components": [
+        Interval(Integral, 1, None, closed="left"),
+        Interval(RealNotInt, 0, 1, closed="neither"),
+        None,
+    ],
+    "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+    "fit_intercept": ["boolean"],
+    "device": [str, None],
+    "random_state": ["random_state"],
+}
 
 
 @dataclass(frozen=True)
@@ -50,30 +66,41 @@ class Trained:
     solver: solvers.Solver
 
 
-def train(
-    X: np.ndarray,
-    Y: np.ndarray,
-    weights: np.ndarray,
-    loss: Loss,
-    settings: TrainingSettings,
+def state_problem(
+    data: TrainingData,
     *,
-    target: TargetScaling | None = None,
-    start: Network | None = None,
+    alpha: float,
+    fit_intercept: bool,
+    n_components: int | float | None,
+    shrinkage: float | str,
+    activation: str = "relu",
+) -> tuple[Problem, Whitening]:
+    """Whiten the rows and state the problem, without a list of arrangements."""
+    Z, whitening = whiten(data.X, data.weights, n_components=n_components, shrinkage=shrinkage)
+    problem = Problem(
+        Z=Z,
+        Y=data.Y,
+        p=data.weights / data.weights.sum(),
+        loss=data.loss,
+        alpha=alpha,
+        fit_intercept=fit_intercept,
+        activation=activation,
+        gates=None,
+        all_arrangements=False,
+        spectrum=whitening.spectrum,
+    )
+    return problem, whitening
+
+
+def train(
+    data: TrainingData, settings: TrainingSettings, *, start: Network | None = None
 ) -> Trained:
     """Whiten, state the problem, solve it and recover the network.
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
-        Canonical rows.
-    Y : ndarray of shape (n, C)
-        Encoded (and scaled) targets.
-    weights : ndarray of shape (n,)
-        Positive.
-    loss : Loss
+    data : TrainingData
     settings : TrainingSettings
-    target : TargetScaling, default=None
-        How to return to the target's own units.
     start : Network, default=None
         A network to start from, in the units of X and y.
 
@@ -86,38 +113,32 @@ def train(
     ValueError
         If the solver does not handle the problem, or it does not fit into memory.
     """
-    Z, whitening = whiten(
-        X, weights, n_components=settings.n_components, shrinkage=settings.shrinkage
-    )
-    problem = Problem(
-        Z=Z,
-        Y=Y,
-        p=weights / weights.sum(),
-        loss=loss,
+    problem, whitening = state_problem(
+        data,
         alpha=settings.alpha,
         fit_intercept=settings.fit_intercept,
+        n_components=settings.n_components,
+        shrinkage=settings.shrinkage,
         activation=settings.activation,
-        gates=None,
-        all_arrangements=False,
-        spectrum=whitening.spectrum,
     )
     solver = choose_solver(settings.solver, problem)
     solvers.check_supported(solver, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
     neurons = None
-    if start is not None and _has_shape(start, X.shape[1], Y.shape[1]):
-        neurons = neurons_of_network(start, whitening, gates=problem.gates, target=target)
+    if start is not None and _has_shape(start, data.X.shape[1], data.Y.shape[1]):
+        neurons = neurons_of_network(start, whitening, gates=problem.gates, target=data.target)
     run_settings = solvers.RunSettings(
         tol=settings.tol,
         device=settings.device,
         random_directions=partial(random_directions, whitening, random_state=settings.random_state),
+        random_state=settings.random_state,
         start=neurons,
     )
     result = solvers.run(
         solver, problem, run_settings, max_iter=settings.max_iter, verbose=settings.verbose
     )
     gates = problem.gates if settings.activation == "gated_relu" else None
-    network = recover_network(result.neurons, whitening, gates=gates, target=target)
+    network = recover_network(result.neurons, whitening, gates=gates, target=data.target)
     return Trained(network, result, whitening, solver)
 
 

@@ -87,6 +87,7 @@ def test_imports_point_downwards(path):
 
 
 def public_objects():
+    yield "sklearn_convexbn.certify"
     for name in ("ConvexBNRegressor", "ConvexBNClassifier"):
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):

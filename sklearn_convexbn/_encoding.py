@@ -1,0 +1,138 @@
+"""From validated X and y to what a problem is stated on: rows, encoded targets and their loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.utils import compute_class_weight
+
+from sklearn_convexbn._data import (
+    TargetScaling,
+    balanced_class_weights,
+    canonical_data,
+    one_hot,
+    scale_target,
+)
+from sklearn_convexbn._losses import LOSSES, Loss
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Canonical rows with encoded targets.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, d)
+        Distinct rows in canonical order.
+    Y : ndarray of shape (n, C)
+        Encoded (and scaled) targets.
+    weights : ndarray of shape (n,)
+        Positive.
+    loss : Loss
+        The loss that Y is encoded for.
+    target : TargetScaling or None
+        How to return to a regression target's own units.
+    classes : ndarray of shape (n_classes,)
+        The labels of a classification target, sorted; empty for regression.
+    """
+
+    X: np.ndarray
+    Y: np.ndarray
+    weights: np.ndarray
+    loss: Loss
+    target: TargetScaling | None = None
+    classes: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def scale(self) -> float:
+        """Return the unit of the target; a mean loss scales with its square."""
+        return 1.0 if self.target is None else self.target.scale
+
+
+def regression_data(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, *, fit_intercept: bool
+) -> TrainingData:
+    """Encode a regression target: centred (with an intercept) and scaled to unit variance.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    y : ndarray of shape (n,) or (n, C)
+    sample_weight : ndarray of shape (n,)
+        Non-negative.
+    fit_intercept : bool
+
+    Returns
+    -------
+    TrainingData
+    """
+    data = canonical_data(X, np.asarray(y, dtype=np.float64), sample_weight)
+    Y, target = scale_target(
+        data.y.reshape(len(data.X), -1), data.weights, fit_intercept=fit_intercept
+    )
+    return TrainingData(data.X, Y, data.weights, LOSSES["squared"], target=target)
+
+
+def classification_data(
+    X: np.ndarray,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    *,
+    loss: str,
+    class_weight: dict[Any, float] | str | None = None,
+) -> TrainingData:
+    """Encode class labels: one output for two classes, one-hot targets for more.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    y : ndarray of shape (n,)
+        Labels.
+    sample_weight : ndarray of shape (n,)
+        Non-negative.
+    loss : {"log_loss", "squared_error"}
+    class_weight : dict, "balanced" or None
+
+    Returns
+    -------
+    TrainingData
+
+    Raises
+    ------
+    ValueError
+        For fewer than two classes of positive weight, or invalid class weights.
+    """
+    weights = sample_weight
+    if isinstance(class_weight, dict):
+        weights = weights * _weights_of_labels(y, class_weight)
+    classes, codes = np.unique(y[weights > 0], return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            "Classification needs samples of at least 2 classes with positive weight, but the "
+            f"data contains only one class: {classes.tolist()}."
+        )
+    data = canonical_data(X[weights > 0], codes, weights[weights > 0])
+    weights = data.weights
+    if class_weight == "balanced":
+        weights = weights * balanced_class_weights(data.y, weights, len(classes))[data.y]
+    Y, of_labels = _encode(data.y, len(classes), loss)
+    return TrainingData(data.X, Y, weights, of_labels, classes=classes)
+
+
+def _weights_of_labels(y: np.ndarray, class_weight: dict[Any, float]) -> np.ndarray:
+    """Return the class weight of each row's label (n,)."""
+    classes, codes = np.unique(y, return_inverse=True)
+    per_class = compute_class_weight(class_weight, classes=classes, y=y)
+    if (per_class < 0).any() or not np.isfinite(per_class).all():
+        raise ValueError(f"class_weight must be finite and non-negative. Got {class_weight!r}.")
+    return per_class[codes]
+
+
+def _encode(codes: np.ndarray, n_classes: int, loss: str) -> tuple[np.ndarray, Loss]:
+    """Return the targets (n, C) of class codes and the loss they are for."""
+    if n_classes > 2:
+        return one_hot(codes, n_classes), LOSSES["softmax" if loss == "log_loss" else "squared"]
+    y = codes[:, None].astype(np.float64)
+    return (y, LOSSES["logistic"]) if loss == "log_loss" else (2.0 * y - 1.0, LOSSES["squared"])

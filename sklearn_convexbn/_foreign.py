@@ -1,0 +1,155 @@
+"""Networks trained here or elsewhere, read into plain arrays; nothing of them is modified."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_convexbn._network import Network
+
+ACCEPTED = (
+    "network must be a fitted ConvexBNRegressor, ConvexBNClassifier, MLPRegressor or "
+    "MLPClassifier of one hidden layer, or a torch.nn.Sequential of (Linear, BatchNorm1d, ReLU, "
+    "Linear) or (Linear, ReLU, Linear)."
+)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Scale, shift (both (m,)) and eps of a batch normalization; statistics come from data."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+    eps: float
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A two-layer ReLU network as it was trained, in float64.
+
+    Attributes
+    ----------
+    coefs : list of two ndarrays of shapes (d, m) and (m, C)
+    intercepts : list of two ndarrays of shapes (m,) and (C,)
+    batch_norm : BatchNorm or None
+        What stands between the first layer and the ReLU.
+    has_output_bias : bool
+        Whether the output intercept was trained.
+    estimator : BaseEstimator or None
+        The scikit-learn estimator that the network was read from.
+    """
+
+    coefs: list[np.ndarray]
+    intercepts: list[np.ndarray]
+    batch_norm: BatchNorm | None
+    has_output_bias: bool
+    estimator: BaseEstimator | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the kind of network, for messages."""
+        return "torch module" if self.estimator is None else type(self.estimator).__name__
+
+    def setting(self, name: str, given: Any, default: Any) -> Any:
+        """Return `given`; where that is None, the estimator's parameter or else `default`."""
+        own = getattr(self.estimator, name, None) if given is None else given
+        return default if own is None else own
+
+    def folded(self, X: np.ndarray, weights: np.ndarray) -> Network:
+        """Fold batch normalization with the statistics of rows X (n, d) of weights (n,).
+
+        The variance is the population variance, as in torch's train mode, and eps is added to
+        it; a weight of 2 is the row twice.
+        """
+        if self.batch_norm is None:
+            return Network(self.coefs, self.intercepts, {})
+        p = weights / weights.sum()
+        centre = p @ X
+        variance = p @ ((X - centre) @ self.coefs[0]) ** 2
+        W = self.coefs[0] * (self.batch_norm.scale / np.sqrt(variance + self.batch_norm.eps))
+        intercept = self.batch_norm.shift - centre @ W
+        return Network([W, self.coefs[1]], [intercept, self.intercepts[1]], {})
+
+
+def read_network(network: Any) -> Layers:
+    """Read a two-layer ReLU network.
+
+    Raises
+    ------
+    TypeError
+        If it is not one of the kinds named in :data:`ACCEPTED`.
+    ValueError
+        For more than one hidden layer, another activation, shapes that do not fit, an estimator
+        that is not fitted (NotFittedError), or weights that are not finite.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(network, torch.nn.Sequential):
+        layers = _from_torch(network, torch.nn)
+    elif isinstance(network, BaseEstimator) and hasattr(network, "activation"):
+        layers = _from_estimator(network)
+    else:
+        raise TypeError(f"{ACCEPTED} Got {type(network).__name__}.")
+    arrays = [*layers.coefs, *layers.intercepts]
+    if layers.batch_norm is not None:
+        arrays += [layers.batch_norm.scale, layers.batch_norm.shift]
+    if not all(np.isfinite(a).all() for a in arrays):
+        raise ValueError("The network's weights contain NaN or infinity.")
+    return layers
+
+
+def _from_estimator(network: Any) -> Layers:
+    check_is_fitted(network)
+    if network.activation != "relu":
+        raise ValueError(
+            f"certify needs activation='relu'. Got a {type(network).__name__} with "
+            f"activation={network.activation!r}."
+        )
+    if len(getattr(network, "coefs_", ())) != 2:
+        raise ValueError(f"{ACCEPTED} Got a {type(network).__name__} with other layers.")
+    coefs, intercepts = (
+        [np.asarray(a, dtype=np.float64) for a in arrays]
+        for arrays in (network.coefs_, network.intercepts_)
+    )
+    return Layers(coefs, intercepts, None, True, network)
+
+
+def _from_torch(network: Any, nn: Any) -> Layers:
+    kinds = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear)
+    layers = list(network)
+    plain = len(layers) == 3
+    expected = (kinds[0], *kinds[2:]) if plain else kinds
+    if len(layers) != len(expected) or not all(map(isinstance, layers, expected)):
+        got = ", ".join(type(layer).__name__ for layer in layers)
+        raise ValueError(f"{ACCEPTED} Got a Sequential of ({got}).")
+    hidden, output = layers[0], layers[-1]
+    norm = None if plain else _batch_norm(layers[1])
+    m = hidden.out_features
+    if output.in_features != m or (norm is not None and len(norm.scale) != m):
+        raise ValueError(
+            f"The network's layers do not fit together: {m} hidden units, "
+            f"{output.in_features} inputs of the output layer"
+            + ("." if norm is None else f", batch normalization of {len(norm.scale)}.")
+        )
+    return Layers(
+        [_array(hidden.weight).T, _array(output.weight).T],
+        [_array(hidden.bias, np.zeros(m)), _array(output.bias, np.zeros(output.out_features))],
+        norm,
+        output.bias is not None,
+    )
+
+
+def _batch_norm(layer: Any) -> BatchNorm:
+    m = layer.num_features
+    return BatchNorm(_array(layer.weight, np.ones(m)), _array(layer.bias, np.zeros(m)), layer.eps)
+
+
+def _array(tensor: Any, absent: np.ndarray | None = None) -> np.ndarray:
+    """Return a tensor's values in float64 on the CPU, or `absent` for one that is None."""
+    if tensor is None and absent is not None:
+        return absent
+    return tensor.detach().cpu().double().numpy()
