@@ -28,6 +28,9 @@ from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
+#: Rounds with a gap of more than this many tolerances search in so few steps, without circles.
+ROUGH_GAPS, ROUGH_STEPS = 10.0, 10
+
 #: The search that certifies: its generations, the operations its fresh starts may cost, and the
 #: least multiple of a round's starts it has whatever they cost.
 CERTIFYING_GENERATIONS, CERTIFYING_OPERATIONS, LEAST_CERTIFY_FACTOR = 2, 2e10, 5
@@ -98,32 +101,37 @@ class Pursuit(Solver):
     def _search(
         self, problem: Problem, neurons: Neurons, Lambda: np.ndarray, search: Search, tol: float
     ) -> _Found:
-        """Search for violators; where there seem to be few, again, exactly or with many starts."""
+        """Search for violators, the harder the fewer there seem to be, at last for a proof."""
         units = neurons.directions.T
-        drawn = units
         if len(neurons) > self.n_starts:
-            drawn = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
-        few = {"n_circles": self.n_starts, "n_steps": self.n_search_steps, "n_generations": 1}
-        values, directions = search(Lambda, drawn, n_starts=self.n_starts, **few)
-        largest = float(values.max())
-        if problem.certificate(neurons, largest_correlation=largest)[1].gap > tol:
-            return _Found(values, directions)
+            units = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
+        few = {"n_starts": self.n_starts, "n_circles": self.n_starts}
+        found = _Found(*search(Lambda, units, **few, n_steps=ROUGH_STEPS, n_generations=0))
+        if _gap(problem, neurons, found) > ROUGH_GAPS * tol:
+            return found
+        fine = search(Lambda, units, **few, n_steps=self.n_search_steps, n_generations=1)
+        found = found.joined(*fine)
+        if _gap(problem, neurons, found) > tol:
+            return found
         n, k = problem.Z.shape
         if is_affordable(n, k, problem.n_outputs):
             value, q = largest_correlation(problem.Z, Lambda)
-            values, directions = np.append(values, value), np.column_stack([directions, q])
-            return _Found(values, directions, proven=True)
-        affordable = CERTIFYING_OPERATIONS / (4 * n * k * self.n_search_steps * self.n_starts)
-        factor = max(min(self.certify_factor, affordable), LEAST_CERTIFY_FACTOR)
+            return replace(found.joined(np.array([value]), q[:, None]), proven=True)
         more = search(
             Lambda,
-            units,
-            n_starts=int(factor * self.n_starts),
+            neurons.directions.T,
+            n_starts=self.certifying_starts(n, k),
             n_circles=LEAST_CERTIFY_FACTOR * self.n_starts,
             n_steps=self.n_search_steps,
             n_generations=CERTIFYING_GENERATIONS,
         )
-        return _Found(np.concatenate([values, more[0]]), np.hstack([directions, more[1]]))
+        return found.joined(*more)
+
+    def certifying_starts(self, n: int, k: int) -> int:
+        """Return how many fresh starts the search has that certifies, for Z of shape (n, k)."""
+        affordable = CERTIFYING_OPERATIONS / (4 * n * k * self.n_search_steps * self.n_starts)
+        factor = max(min(self.certify_factor, affordable), LEAST_CERTIFY_FACTOR)
+        return int(factor * self.n_starts)
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,19 @@ class _Found:
     @property
     def largest(self) -> float:
         return float(self.values.max())
+
+    def joined(self, values: np.ndarray, directions: np.ndarray) -> _Found:
+        """Return this and what another search has found."""
+        return replace(
+            self,
+            values=np.concatenate([self.values, values]),
+            directions=np.hstack([self.directions, directions]),
+        )
+
+
+def _gap(problem: Problem, neurons: Neurons, found: _Found) -> float:
+    """Return the relative gap that a search leaves."""
+    return problem.certificate(neurons, largest_correlation=found.largest)[1].gap
 
 
 class _TorchProblem:
