@@ -522,7 +522,8 @@ def adam_words(
         f"the better of the learning rates {options.rates}. Pursuit: defaults, "
         f"tol = {options.tol:g}. Processor seconds; a ratio is Adam's over the pursuit's, at "
         "Adam's best objective and at 1.01 times it. `lowest`: the smallest objective seen "
-        "before this benchmark. `second gap`: by another search, of 20 times the size of the one that certifies.",
+        "before this benchmark. `second gap`: by another search, of 20 times the size of the one "
+        "that certifies.",
     ]
     if options.adam_cache:
         before.append("\n**Adam's runs may come from a cache.**")

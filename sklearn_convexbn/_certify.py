@@ -25,7 +25,7 @@ from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
 from sklearn_convexbn._whitening import Whitening
 from sklearn_convexbn.solvers._closed_form import correlation_bound
 
-#: Ascent steps, circles and generations of the search: those of the pursuit's last one.
+#: Ascent steps, circles (at most) and generations of the search: those of the pursuit's last.
 SEARCH_STEPS, SEARCH_CIRCLES, SEARCH_GENERATIONS = 20, 500, 2
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
@@ -201,9 +201,10 @@ def certify(
     -----
     With Lambda minus the gradient of the mean loss, at the network with its best intercept,
     the lower bound is the dual value of Lambda scaled back until ``|Lambda^T (Z q)_+| <= alpha``
-    for every unit q [1]_. It is "exact" for one output with up to three features (or components)
-    and few enough arrangements to enumerate, and where the rows are linearly independent after
-    centring; else the largest correlation comes from a search.
+    for every unit q [1]_. It is "exact" where the maximum over all arrangements can be computed
+    in seconds (one or two features or components and up to about a thousand rows, more of them
+    for fewer rows), and where the rows are linearly independent after centring; else the
+    largest correlation comes from a search.
 
     The bound is of first order: a network whose gradients are off by a share e is bounded to
     within about e of the optimum, though it may be within e squared. A large gap therefore says
@@ -375,7 +376,7 @@ def _search(
         Lambda,
         neurons.directions.T,
         n_starts=n_starts,
-        n_circles=SEARCH_CIRCLES,
+        n_circles=min(SEARCH_CIRCLES, n_starts),
         n_steps=SEARCH_STEPS,
         n_generations=SEARCH_GENERATIONS,
     )[1]

@@ -39,7 +39,7 @@ class _BaseConvexBN(BaseEstimator):
 
     def __init__(
         self,
-        alpha: float = 1e-3,
+        alpha: float = 3e-3,
         *,
         n_components: int | float | None = None,
         shrinkage: float | str = 0.0,
@@ -167,7 +167,7 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
 
     Parameters
     ----------
-    alpha : float, default=1e-3
+    alpha : float, default=3e-3
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss on a
         target of unit variance; it has no unit. Must be positive.
 
@@ -349,7 +349,7 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
 
     Parameters
     ----------
-    alpha : float, default=1e-3
+    alpha : float, default=3e-3
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss. Must
         be positive.
 
@@ -476,7 +476,7 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
 
     def __init__(
         self,
-        alpha: float = 1e-3,
+        alpha: float = 3e-3,
         *,
         n_components: int | float | None = None,
         shrinkage: float | str = 0.0,

@@ -157,6 +157,29 @@ def _newton_round(program: Program, state: State, w: Tensor, norms: Tensor) -> S
             new = solve_ridge(program, groups[keep], trial[keep], state.F, target)
             if new.phi <= target:
                 return new
+    return _reweighted_round(program, state, norms)
+
+
+def _reweighted_round(program: Program, state: State, norms: Tensor) -> State | None:
+    """Set eta_g = |S_g| and let the worst violators in a little; None where nothing decreases.
+
+    For the active groups this is alternating minimisation, which cannot fail in exact arithmetic
+    and does not need the Hessian, which is nearly singular where Newton's method fails.
+    """
+    eta = torch.zeros_like(norms)
+    eta[state.active] = state.eta * norms[state.active] / program.alpha
+    inactive = eta == 0
+    violation = torch.where(inactive, norms / program.alpha - 1.0, 0.0).clamp_min(0.0)
+    scale = float(eta.mean()) or program.alpha
+    for most in (16, 1):
+        worst = violation.topk(min(len(norms), most)).indices
+        for exponent in range(8):
+            trial = eta.clone()
+            trial[worst] += scale * 10.0**-exponent * violation[worst]
+            groups = (trial > 1e-13 * trial.amax()).nonzero()[:, 0]
+            new = solve_ridge(program, groups, trial[groups], state.F, state.phi)
+            if new.phi < state.phi * (1.0 - 1e-12):
+                return new
     return None
 
 
