@@ -1,4 +1,4 @@
-"""Batch-normalized two-layer ReLU networks, trained to a certified optimum.
+"""Batch-normalized two-layer ReLU networks, trained through their convex form.
 
 The weight-decay-regularized training problem of these networks has an exact convex form
 (Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022). The

@@ -68,7 +68,8 @@ class NetworkCertificate:
         Mean loss plus ``alpha * sum_j |q_j| |v_j|`` of the network as it is, in squared units
         of y for regression.
     lower_bound : float
-        Lower bound on the objective of every network of any width, in the same unit.
+        Lower bound on the objective of every network of any width, in the same unit; an
+        estimate of one where `kind` says so.
     gap : float
         ``(objective - lower_bound) / objective``, at least 0.
     kind : {"exact", "estimated"}
@@ -101,7 +102,7 @@ class NetworkCertificate:
         point = "stationary" if self.stationary else "not stationary"
         return (
             f"objective {self.objective:.6g}, {bound} to be within {100 * self.gap:.2g} % of the "
-            f"optimum ({self.lower_bound:.6g} or more); largest violation "
+            f"optimum (lower bound {self.lower_bound:.6g}); largest violation found "
             f"{100 * self.violation:.3g} %; {point}: within {100 * self.stationarity_gap:.2g} % of "
             "the best network of its own arrangements"
         )
@@ -194,7 +195,7 @@ def certify(
 
     See Also
     --------
-    ConvexBNRegressor : Trains such a network to a certified optimum.
+    ConvexBNRegressor : Trains such a network in convex form.
     ConvexBNClassifier : The same for classification.
 
     Notes

@@ -154,7 +154,7 @@ class _BaseConvexBN(BaseEstimator):
 
 
 class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
-    """Batch-normalized two-layer ReLU network for regression, trained to a certified optimum.
+    """Batch-normalized two-layer ReLU network for regression, trained in convex form.
 
     Minimises, over the weights w_j, the BN scales and shifts gamma_j and beta_j and the
     output weights v_j of the network
@@ -163,7 +163,8 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
         mean(1/2 |f(x_i) - y_i|^2) + weight_decay_/2 * sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)
 
     through its convex form, so that there is no learning rate and the distance from the
-    global optimum is known [1]_. Read more in the user guide, ``docs/user_guide.md``.
+    global optimum is bounded [1]_, rigorously or by an estimate: `certificate_` says which.
+    Read more in the user guide, ``docs/user_guide.md``.
 
     Parameters
     ----------
@@ -337,7 +338,7 @@ def _has_probabilities(estimator: Any) -> bool:
 
 
 class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
-    """Batch-normalized two-layer ReLU network classifier, trained to a certified optimum.
+    """Batch-normalized two-layer ReLU network classifier, trained in convex form.
 
     Minimises a mean loss plus weight decay over the network
     ``f(x) = sum_j v_j relu(gamma_j (x - mean) w_j / std(X w_j) + beta_j) + b``, ::
@@ -345,7 +346,8 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
         mean(loss(f(x_i), y_i)) + alpha/2 * sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)
 
     through its convex form, so that there is no learning rate and the distance from the
-    global optimum is known [1]_. Read more in the user guide, ``docs/user_guide.md``.
+    global optimum is bounded [1]_, rigorously or by an estimate: `certificate_` says which.
+    Read more in the user guide, ``docs/user_guide.md``.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ it is an estimate.
 How wide a basin of attraction is decides what finds it. Random starts with long first steps
 find wide basins, also in many dimensions. In few dimensions the worst violators are needles:
 vertices of the arrangement, where the hyperplanes of nearly k - 1 rows meet and the function
-has a kink across each. Starts at random vertices, with short first steps, find some. Most lie
+has a kink across each. Starts at random vertices, with short first steps, find some. Many lie
 near other high maxima in the sense of the arrangement: they share all but a few hyperplanes with
 them. On the circle on which the shared ones meet, the function is known between breakpoints, and
 one sort finds its maximum.
@@ -312,7 +312,7 @@ class Search:
         return bases, tangents / np.maximum(lengths, 1e-300)
 
     def _remember(self, values: np.ndarray, directions: np.ndarray, units: np.ndarray) -> None:
-        """Keep the best maxima apart from the neurons, whose surroundings hold few new ones."""
+        """Keep the best maxima besides the neurons themselves, which are known anyway."""
         known = (units.T @ directions).max(axis=0, initial=-1.0) > OWN
         order = np.where(known, values - values.max() - 1.0, values)
         best = distinct_violators(order, directions, -np.inf, most=MEMORY, cosine=SAME)

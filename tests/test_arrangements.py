@@ -204,3 +204,23 @@ def test_cone_norm_is_the_largest_correlation_in_the_cone():
         assert largest <= norm + 1e-9
         if inside.shape[1] > 1000:
             assert largest >= norm - 0.05
+
+
+def test_projection_where_nnls_has_been_wrong():
+    """SciPy 1.17.1's nnls reports a residual of zero for these degenerate rows; it is 3.28."""
+    Z = np.array(
+        [[1, 0, -2], [-2, 0, 2], [1, -1, 2], [-1, -2, 1], [2, -1, 0], [-1, 1, -1], [-2, 2, 2]]
+    )
+    Z = np.vstack([Z, [1, 0, 0]]).astype(float)
+    pattern = np.array([0, 1, 1, 0, 0, 1, 1, 1], dtype=bool)
+    c = np.array([4.125, 1.25, 4.125])
+    q = project_onto_cone(Z, pattern, c)
+    assert (np.where(pattern, 1, -1) * (Z @ q)).min() >= -1e-8
+    assert q @ (c - q) == pytest.approx(0.0, abs=1e-8)
+    assert np.linalg.norm(q) == pytest.approx(4.388669, rel=1e-6)
+
+
+def test_projection_survives_a_wrong_nnls(monkeypatch):
+    Z, c = np.eye(2), np.array([1.0, -1.0])
+    monkeypatch.setattr(optimize, "nnls", lambda M, b, **_: (np.full(M.shape[1], 7.0), 0.0))
+    np.testing.assert_allclose(project_onto_cone(Z, np.ones(2, dtype=bool), c), [1, 0], atol=1e-8)
