@@ -2,158 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn._compat import Interval, StrOptions, check_parameters, check_sample_weight
-from sklearn_convexbn._device import resolve_device
-from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
+from sklearn_convexbn._base_estimator import BaseConvexBN, unchanged_on_failure
+from sklearn_convexbn._callbacks import FitHooks
+from sklearn_convexbn._compat import (
+    StrOptions,
+    check_parameters,
+    check_sample_weight,
+    with_callbacks,
+)
+from sklearn_convexbn._encoding import classification_data, regression_data
 from sklearn_convexbn._losses import softmax
-from sklearn_convexbn._network import Network, forward, to_torch
-from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, Trained, TrainingSettings, train
 
 
-class _BaseConvexBN(BaseEstimator):
-    """Parameters, fitted attributes and prediction shared by both estimators."""
-
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **PROBLEM_CONSTRAINTS,
-        "activation": [StrOptions({"relu", "gated_relu"})],
-        "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
-        "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
-        "tol": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
-    }
-
-    def __init__(
-        self,
-        alpha: float = 3e-3,
-        *,
-        n_components: int | float | None = None,
-        shrinkage: float | str = 0.0,
-        activation: str = "relu",
-        solver: str | solvers.Solver = "auto",
-        n_gates: int | str = 256,
-        fit_intercept: bool = True,
-        tol: float = 1e-2,
-        max_iter: int = 200,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-    ) -> None:
-        self.alpha = alpha
-        self.n_components = n_components
-        self.shrinkage = shrinkage
-        self.activation = activation
-        self.solver = solver
-        self.n_gates = n_gates
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.device = device
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
-
-    def _settings(self) -> TrainingSettings:
-        return TrainingSettings(
-            alpha=float(self.alpha),
-            n_components=self.n_components,
-            shrinkage=self.shrinkage,
-            activation=self.activation,
-            solver=self.solver,
-            n_gates=self.n_gates,
-            fit_intercept=bool(self.fit_intercept),
-            tol=float(self.tol),
-            max_iter=int(self.max_iter),
-            device=resolve_device(self.device),
-            random_state=check_random_state(self.random_state),
-            verbose=int(self.verbose),
-        )
-
-    def _train(self, data: TrainingData) -> None:
-        """Solve the problem on canonical rows and set the fitted attributes."""
-        start = None
-        if self.warm_start and hasattr(self, "coefs_"):
-            start = Network(
-                self.coefs_, self.intercepts_, self.batch_norm_, getattr(self, "gates_", None)
-            )
-        self._set_fitted(train(data, self._settings(), start=start), data.scale)
-
-    def _set_fitted(self, trained: Trained, scale: float) -> None:
-        """Publish a fit; a mean loss in squared units of y scales with `scale` squared."""
-        network, result, whitening = trained.network, trained.result, trained.whitening
-        self.coefs_ = network.coefs
-        self.intercepts_ = network.intercepts
-        self.batch_norm_ = network.batch_norm
-        if network.gates is not None:
-            self.gates_ = network.gates
-        elif hasattr(self, "gates_"):
-            del self.gates_
-        self.n_neurons_ = len(result.neurons)
-        self.certificate_ = result.certificate.scaled(scale**2)
-        self.objective_ = self.certificate_.primal
-        self.dual_gap_ = self.certificate_.gap
-        self.n_iter_ = result.n_iter
-        self.history_ = dict(result.history, objective=result.history["objective"] * scale**2)
-        self.solver_ = trained.solver
-        self.n_components_ = whitening.n_components
-        self.singular_values_ = whitening.singular_values
-        self.explained_variance_ratio_ = whitening.explained_variance_ratio
-        self.shrinkage_ = whitening.shrinkage
-        self.weight_decay_ = float(self.alpha) * scale
-
-    def _raw_predict(self, X: Any) -> np.ndarray:
-        """Return the network's output (n, C)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        return forward(X, self.coefs_, self.intercepts_, getattr(self, "gates_", None))
-
-    def to_torch(self, fold: bool = False) -> Any:
-        """Return the fitted network as a float64 torch module in eval mode.
-
-        In train mode, on the whole training set without sample weights, the unfolded module
-        computes its batch statistics afresh and returns the same outputs.
-
-        Parameters
-        ----------
-        fold : bool, default=False
-            Whether to fold batch normalization into the first linear layer.
-
-        Returns
-        -------
-        torch.nn.Sequential
-            (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. For a
-            classifier the output is the argument of the softmax (or sigmoid).
-
-        Raises
-        ------
-        ValueError
-            For ``activation="gated_relu"``, whose gates no Sequential of these layers has.
-        """
-        check_is_fitted(self)
-        if hasattr(self, "gates_"):
-            raise ValueError(
-                "to_torch needs activation='relu': the gates of activation='gated_relu' do not "
-                "depend on the hidden layer, so no Sequential of Linear and ReLU has them."
-            )
-        return to_torch(self.coefs_, self.intercepts_, self.batch_norm_, fold=fold)
-
-
-class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
+class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network for regression, trained in convex form.
 
     Minimises, over the weights w_j, the BN scales and shifts gamma_j and beta_j and the
@@ -279,6 +149,7 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
     True
     """
 
+    @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
 
@@ -299,12 +170,14 @@ class ConvexBNRegressor(RegressorMixin, _BaseConvexBN):
             For invalid parameters or data, or a solver that does not handle the problem. The
             estimator then stays as it was.
         """
-        with _unchanged_on_failure(self):
-            check_parameters(self, self._parameter_constraints)
+        check_parameters(self, self._parameter_constraints)
+        hooks = FitHooks(self, X, y, sample_weight, self.max_iter)
+        with unchanged_on_failure(self):
             X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
             self._single_output = np.ndim(y) == 1
             weights = check_sample_weight(sample_weight, X)
-            self._train(regression_data(X, y, weights, fit_intercept=self.fit_intercept))
+            data = regression_data(X, y, weights, fit_intercept=self.fit_intercept)
+            self._train(data, hooks)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -337,7 +210,7 @@ def _has_probabilities(estimator: Any) -> bool:
     )
 
 
-class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
+class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network classifier, trained in convex form.
 
     Minimises a mean loss plus weight decay over the network
@@ -471,7 +344,7 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **_BaseConvexBN._parameter_constraints,
+        **BaseConvexBN._parameter_constraints,
         "loss": [StrOptions({"log_loss", "squared_error"})],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -513,6 +386,7 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
         self.loss = loss
         self.class_weight = class_weight
 
+    @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
 
@@ -534,8 +408,9 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
             For invalid parameters or data, fewer than two classes, or a solver that does not
             handle the problem. The estimator then stays as it was.
         """
-        with _unchanged_on_failure(self):
-            check_parameters(self, self._parameter_constraints)
+        check_parameters(self, self._parameter_constraints)
+        hooks = FitHooks(self, X, y, sample_weight, self.max_iter)
+        with unchanged_on_failure(self):
             X, y = validate_data(self, X, y, dtype=np.float64)
             y = column_or_1d(y, warn=True)
             check_classification_targets(y)
@@ -547,7 +422,7 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
                 class_weight=self.class_weight,
             )
             self.classes_ = data.classes
-            self._train(data)
+            self._train(data, hooks)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -612,15 +487,3 @@ class ConvexBNClassifier(ClassifierMixin, _BaseConvexBN):
         F = np.hstack([np.zeros_like(F), F]) if F.shape[1] == 1 else F
         F = F - F.max(axis=1, keepdims=True)
         return F - np.log(np.exp(F).sum(axis=1, keepdims=True))
-
-
-@contextmanager
-def _unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
-    """Leave an estimator as it was if the fit fails or is interrupted."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise

@@ -32,12 +32,19 @@ class Network:
         weights of unit variance.
     gates : ndarray of shape (d + 1, m) or None
         Weights and, in the last row, offset of each unit's gate.
+    n_components : int or None
+        Number of principal directions of X that the hidden units may depend on; None if unknown.
     """
 
     coefs: list[np.ndarray]
     intercepts: list[np.ndarray]
     batch_norm: dict[str, np.ndarray]
     gates: np.ndarray | None = None
+    n_components: int | None = None
+
+    def forward(self, X: np.ndarray) -> np.ndarray:
+        """Return the output (n, C) for rows X (n, d)."""
+        return forward(X, self.coefs, self.intercepts, self.gates)
 
 
 def recover_network(
@@ -87,7 +94,7 @@ def recover_network(
     if gates is not None:
         G, g0 = whitening.hidden_layer(gates[:, neurons.gates[order]].T)  # type: ignore[index]
         rows = np.vstack([G, g0])
-    return Network([W, v], [intercept, offset], batch_norm, rows)
+    return Network([W, v], [intercept, offset], batch_norm, rows, whitening.n_components)
 
 
 def neurons_of_network(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
@@ -18,9 +19,10 @@ from sklearn_convexbn._arrangements import (
     random_directions,
 )
 from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
+from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
-from sklearn_convexbn._problem import Problem
+from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn._whitening import Whitening, whiten
 
 #: What the parameters that state a problem may be, as scikit-learn's constraints.
@@ -54,6 +56,7 @@ class TrainingSettings:
     device: str
     random_state: np.random.RandomState
     verbose: int
+    certify: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,46 @@ class Trained:
     result: solvers.Result
     whitening: Whitening
     solver: solvers.Solver
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A problem stated on its data, and the solver it is for.
+
+    Attributes
+    ----------
+    problem : Problem
+        With its list of arrangements, if the program has one.
+    whitening : Whitening
+    target : TargetScaling or None
+    solver : Solver
+    """
+
+    problem: Problem
+    whitening: Whitening
+    target: TargetScaling | None
+    solver: solvers.Solver
+
+    def start(self, network: Network) -> Neurons | None:
+        """Return the neurons of a network in the units of X and y, to start from.
+
+        None for a network of other numbers of features, outputs or components.
+        """
+        if (
+            network.coefs[0].shape[0] != len(self.whitening.mean)
+            or network.coefs[1].shape[1] != self.problem.n_outputs
+            or network.n_components not in (None, self.whitening.n_components)
+        ):
+            return None
+        return neurons_of_network(
+            network, self.whitening, gates=self.problem.gates, target=self.target
+        )
+
+    def trained(self, result: solvers.Result) -> Trained:
+        """Return a result of the solver with its network, in the units of X and y."""
+        gates = self.problem.gates if self.problem.activation == "gated_relu" else None
+        network = recover_network(result.neurons, self.whitening, gates=gates, target=self.target)
+        return Trained(network, result, self.whitening, self.solver)
 
 
 def state_problem(
@@ -92,21 +135,33 @@ def state_problem(
     return problem, whitening
 
 
-def train(
-    data: TrainingData, settings: TrainingSettings, *, start: Network | None = None
-) -> Trained:
-    """Whiten, state the problem, solve it and recover the network.
+def train_path(
+    data: TrainingData, settings: TrainingSettings, alphas: Sequence[float] | np.ndarray
+) -> Iterator[Trained]:
+    """Yield the solution for each alpha; each starts from the one before.
+
+    The rows are whitened, and arrangements drawn, once; ``settings.alpha`` is not used.
 
     Parameters
     ----------
     data : TrainingData
     settings : TrainingSettings
-    start : Network, default=None
-        A network to start from, in the units of X and y.
+    alphas : sequence of float
+        Descending.
+    """
+    prepared, start = prepare(data, replace(settings, alpha=float(alphas[0]))), None
+    for alpha in alphas:
+        problem = replace(prepared.problem, alpha=float(alpha))
+        prepared = replace(
+            prepared, problem=problem, solver=choose_solver(settings.solver, problem)
+        )
+        trained = solve(prepared, settings, start=start)
+        start = trained.result.neurons
+        yield trained
 
-    Returns
-    -------
-    Trained
+
+def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
+    """Whiten, state the problem and choose its solver.
 
     Raises
     ------
@@ -122,37 +177,51 @@ def train(
         activation=settings.activation,
     )
     solver = choose_solver(settings.solver, problem)
-    solvers.check_supported(solver, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
-    neurons = None
-    if start is not None and _has_shape(start, data.X.shape[1], data.Y.shape[1]):
-        neurons = neurons_of_network(start, whitening, gates=problem.gates, target=data.target)
+    return Prepared(problem, whitening, data.target, solver)
+
+
+def solve(
+    prepared: Prepared,
+    settings: TrainingSettings,
+    *,
+    start: Neurons | None = None,
+    monitor: solvers.Monitor | None = None,
+) -> Trained:
+    """Solve a prepared problem and recover the network."""
+    whitening = prepared.whitening
     run_settings = solvers.RunSettings(
         tol=settings.tol,
         device=settings.device,
         random_directions=partial(random_directions, whitening, random_state=settings.random_state),
         random_state=settings.random_state,
-        start=neurons,
+        start=start,
+        certify=settings.certify,
     )
     result = solvers.run(
-        solver, problem, run_settings, max_iter=settings.max_iter, verbose=settings.verbose
+        prepared.solver,
+        prepared.problem,
+        run_settings,
+        max_iter=settings.max_iter,
+        verbose=settings.verbose,
+        monitor=monitor,
     )
-    gates = problem.gates if settings.activation == "gated_relu" else None
-    network = recover_network(result.neurons, whitening, gates=gates, target=data.target)
-    return Trained(network, result, whitening, solver)
-
-
-def _has_shape(network: Network, n_features: int, n_outputs: int) -> bool:
-    """Return whether a network maps `n_features` to `n_outputs`."""
-    return network.coefs[0].shape[0] == n_features and network.coefs[1].shape[1] == n_outputs
+    return prepared.trained(result)
 
 
 def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Solver:
-    """Resolve the ``solver`` parameter; "auto" prefers a proven closed form."""
-    if isinstance(solver, solvers.Solver):
-        return clone(solver)
+    """Resolve the ``solver`` parameter; "auto" prefers a proven closed form.
+
+    Raises
+    ------
+    ValueError
+        If the solver asked for does not handle the problem.
+    """
     if solver != "auto":
-        return solvers.make_solver(solver)
+        named = isinstance(solver, str)
+        chosen = solvers.make_solver(solver) if named else clone(solver)
+        solvers.check_supported(chosen, problem)
+        return chosen
     closed_form = solvers.make_solver("closed_form")
     if not closed_form.unsupported(problem):
         return closed_form

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from sklearn_convexbn._problem import Problem
-from sklearn_convexbn.solvers._base import Iterate, Result, RunSettings, Solver, run
+from sklearn_convexbn.solvers._base import Iterate, Monitor, Result, RunSettings, Solver, run
 
 #: Name -> (module, class), in the order in which capable solvers are recommended.
 REGISTRY: dict[str, tuple[str, str]] = {
@@ -25,6 +25,7 @@ __all__ = [
     "REGISTRY",
     "ClosedForm",
     "Iterate",
+    "Monitor",
     "Pursuit",
     "Result",
     "RunSettings",

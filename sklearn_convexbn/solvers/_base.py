@@ -11,7 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -66,6 +66,8 @@ class RunSettings:
         The source of all other random numbers.
     start : Neurons or None
         Network to start from.
+    certify : bool
+        Whether the gap that ends the run must stand up to the solver's most thorough search.
     """
 
     tol: float
@@ -73,6 +75,17 @@ class RunSettings:
     random_directions: Callable[[int], np.ndarray]
     random_state: np.random.RandomState
     start: Neurons | None = None
+    certify: bool = True
+
+
+class Monitor(Protocol):
+    """Told of the rounds of a run."""
+
+    def begin_round(self) -> None:
+        """Note that a round is about to begin."""
+
+    def end_round(self, result: Result) -> bool:
+        """Look at the best network so far; return whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,13 @@ class Solver(BaseEstimator, ABC):
 
 
 def run(
-    solver: Solver, problem: Problem, settings: RunSettings, *, max_iter: int, verbose: int = 0
+    solver: Solver,
+    problem: Problem,
+    settings: RunSettings,
+    *,
+    max_iter: int,
+    verbose: int = 0,
+    monitor: Monitor | None = None,
 ) -> Result:
     """Run a solver until the relative gap is at most ``settings.tol``.
 
@@ -125,6 +144,8 @@ def run(
         Largest number of rounds.
     verbose : int, default=0
         Print one line a round when positive.
+    monitor : Monitor, default=None
+        Told of every round; may stop the run.
 
     Returns
     -------
@@ -135,31 +156,48 @@ def run(
     begin = time.perf_counter()
     rows: list[tuple[float, float, int, float]] = []
     best: tuple[Neurons, Certificate] | None = None
-    converged = stalled = False
-    for iterate in islice(solver.iterates(problem, settings), max_iter):
-        neurons, certificate = problem.certificate(
-            iterate.neurons,
-            Lambda=iterate.Lambda,
-            largest_correlation=iterate.largest_correlation,
-            proven=iterate.proven,
-        )
-        best = _better(best, neurons, certificate)
+    converged, reason = False, ""
+    iterates = solver.iterates(problem, settings)
+    while not (converged or reason) and len(rows) < max_iter:
+        if monitor is not None:
+            monitor.begin_round()
+        iterate = next(iterates, None)
+        if iterate is None:
+            break
+        best = _better(best, *_certified(problem, iterate))
         certificate = best[1]
         elapsed = time.perf_counter() - begin
         rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed))
         if verbose:
             print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
-        converged, stalled = certificate.gap <= settings.tol, iterate.stalled
-        if converged or stalled:
-            break
+        converged = certificate.gap <= settings.tol
+        reason = "stalled" if iterate.stalled else ""
+        if monitor is not None and monitor.end_round(_result(best, rows, converged)):
+            reason = "callback"
     if best is None:
         raise RuntimeError(f"solver={solver.name!r} returned no network.")
     if not converged:
-        message = _not_converged(best[1], settings.tol, len(rows), stalled)
+        message = _not_converged(best[1], settings.tol, len(rows), reason)
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
-    history = {
-        key: np.array(column) for key, column in zip(HISTORY, zip(*rows, strict=True), strict=True)
-    }
+    return _result(best, rows, converged)
+
+
+def _certified(problem: Problem, iterate: Iterate) -> tuple[Neurons, Certificate]:
+    """Return an iterate's network with the optimal b, and its certificate."""
+    return problem.certificate(
+        iterate.neurons,
+        Lambda=iterate.Lambda,
+        largest_correlation=iterate.largest_correlation,
+        proven=iterate.proven,
+    )
+
+
+def _result(
+    best: tuple[Neurons, Certificate], rows: list[tuple[float, float, int, float]], converged: bool
+) -> Result:
+    """Return the best network with the history in columns."""
+    columns = zip(*rows, strict=True)
+    history = {key: np.array(column) for key, column in zip(HISTORY, columns, strict=True)}
     return Result(*best, n_iter=len(rows), converged=converged, history=history)
 
 
@@ -182,16 +220,18 @@ def _better(
     return neurons, replace(certificate, dual=dual, gap=gap)
 
 
-def _not_converged(certificate: Certificate, tol: float, rounds: int, stalled: bool) -> str:
+def _not_converged(certificate: Certificate, tol: float, rounds: int, reason: str) -> str:
     """Say what happened and what to do."""
-    remedy = (
-        "Progress has come to a halt at this accuracy: increase tol, or choose another solver."
-        if stalled
-        else "Increase max_iter or tol, or choose a larger alpha."
-    )
+    remedies = {
+        "stalled": (
+            "Progress has come to a halt at this accuracy: increase tol, or choose another solver."
+        ),
+        "callback": "A callback asked to stop.",
+        "": "Increase max_iter or tol, or choose a larger alpha.",
+    }
     return (
         f"Stopped after {rounds} rounds with a relative duality gap of {certificate.gap:.2g}, "
         f"above tol={tol:g}: the objective {certificate.primal:.6g} may be up to "
         f"{100 * max(certificate.gap, 0.0):.2g} % above the optimum. The network is usable. "
-        f"{remedy}"
+        f"{remedies[reason]}"
     )

@@ -87,7 +87,7 @@ class Pursuit(Solver):
         while True:
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
-            found = self._search(problem, neurons, Lambda, search, settings.tol)
+            found = self._search(problem, neurons, Lambda, search, settings)
             yield Iterate(neurons, largest_correlation=found.largest, proven=found.proven)
             new = distinct_violators(
                 found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
@@ -99,7 +99,12 @@ class Pursuit(Solver):
             neurons = refit(training, neurons)
 
     def _search(
-        self, problem: Problem, neurons: Neurons, Lambda: np.ndarray, search: Search, tol: float
+        self,
+        problem: Problem,
+        neurons: Neurons,
+        Lambda: np.ndarray,
+        search: Search,
+        settings: RunSettings,
     ) -> _Found:
         """Search for violators, the harder the fewer there seem to be, at last for a proof."""
         units = neurons.directions.T
@@ -107,11 +112,11 @@ class Pursuit(Solver):
             units = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
         few = {"n_starts": self.n_starts, "n_circles": self.n_starts}
         found = _Found(*search(Lambda, units, **few, n_steps=ROUGH_STEPS, n_generations=0))
-        if _gap(problem, neurons, found) > ROUGH_GAPS * tol:
+        if _gap(problem, neurons, found) > ROUGH_GAPS * settings.tol:
             return found
         fine = search(Lambda, units, **few, n_steps=self.n_search_steps, n_generations=1)
         found = found.joined(*fine)
-        if _gap(problem, neurons, found) > tol:
+        if _gap(problem, neurons, found) > settings.tol or not settings.certify:
             return found
         n, k = problem.Z.shape
         if is_affordable(n, k, problem.n_outputs):

@@ -1,0 +1,191 @@
+"""What all estimators share: parameters, a fit's course and attributes, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn._callbacks import FitHooks
+from sklearn_convexbn._compat import CallbackSupportMixin, Interval, StrOptions
+from sklearn_convexbn._device import resolve_device
+from sklearn_convexbn._encoding import TrainingData
+from sklearn_convexbn._network import Network, forward, to_torch
+from sklearn_convexbn._training import (
+    PROBLEM_CONSTRAINTS,
+    Trained,
+    TrainingSettings,
+    prepare,
+    solve,
+)
+from sklearn_convexbn.solvers import Result
+
+
+class BaseConvexBN(CallbackSupportMixin, BaseEstimator):
+    """Parameters, fitted attributes and prediction that all estimators share."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **PROBLEM_CONSTRAINTS,
+        "activation": [StrOptions({"relu", "gated_relu"})],
+        "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
+        "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        alpha: float = 3e-3,
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.n_components = n_components
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _settings(self, **values: Any) -> TrainingSettings:
+        """Return the parameters as settings, with `values` in place of some of them."""
+        values = {**self.get_params(deep=False), **values}
+        values["device"] = resolve_device(values["device"])
+        values["random_state"] = check_random_state(values["random_state"])
+        names = [field.name for field in fields(TrainingSettings) if field.name in values]
+        return TrainingSettings(**{name: values[name] for name in names})
+
+    def _train(self, data: TrainingData, hooks: FitHooks) -> None:
+        """Solve the problem on canonical rows and set the fitted attributes."""
+        settings = self._settings()
+        prepared = prepare(data, settings)
+        start = None
+        if getattr(self, "warm_start", False) and hasattr(self, "coefs_"):
+            start = prepared.start(self._network())
+
+        def attributes(result: Result) -> dict[str, Any]:
+            return fitted_attributes(prepared.trained(result), settings.alpha, data.scale)
+
+        hooks.attributes = attributes
+        trained = solve(prepared, settings, start=start, monitor=hooks)
+        self._set_fitted(fitted_attributes(trained, settings.alpha, data.scale))
+        hooks.end(trained.result)
+
+    def _network(self) -> Network:
+        """Return the fitted network."""
+        return Network(
+            self.coefs_,
+            self.intercepts_,
+            self.batch_norm_,
+            getattr(self, "gates_", None),
+            self.n_components_,
+        )
+
+    def _set_fitted(self, attributes: dict[str, Any]) -> None:
+        """Publish a fit."""
+        if hasattr(self, "gates_"):
+            del self.gates_
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def _raw_predict(self, X: Any) -> np.ndarray:
+        """Return the network's output (n, C)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return forward(X, self.coefs_, self.intercepts_, getattr(self, "gates_", None))
+
+    def to_torch(self, fold: bool = False) -> Any:
+        """Return the fitted network as a float64 torch module in eval mode.
+
+        In train mode, on the whole training set without sample weights, the unfolded module
+        computes its batch statistics afresh and returns the same outputs.
+
+        Parameters
+        ----------
+        fold : bool, default=False
+            Whether to fold batch normalization into the first linear layer.
+
+        Returns
+        -------
+        torch.nn.Sequential
+            (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. For a
+            classifier the output is the argument of the softmax (or sigmoid).
+
+        Raises
+        ------
+        ValueError
+            For ``activation="gated_relu"``, whose gates no Sequential of these layers has.
+        """
+        check_is_fitted(self)
+        if hasattr(self, "gates_"):
+            raise ValueError(
+                "to_torch needs activation='relu': the gates of activation='gated_relu' do not "
+                "depend on the hidden layer, so no Sequential of Linear and ReLU has them."
+            )
+        return to_torch(self.coefs_, self.intercepts_, self.batch_norm_, fold=fold)
+
+
+def fitted_attributes(trained: Trained, alpha: float, scale: float) -> dict[str, Any]:
+    """Return the fitted attributes of an estimator.
+
+    A mean loss in squared units of y scales with `scale` squared.
+    """
+    network, result, whitening = trained.network, trained.result, trained.whitening
+    certificate = result.certificate.scaled(scale**2)
+    attributes = {
+        "coefs_": network.coefs,
+        "intercepts_": network.intercepts,
+        "batch_norm_": network.batch_norm,
+        "n_neurons_": len(result.neurons),
+        "certificate_": certificate,
+        "objective_": certificate.primal,
+        "dual_gap_": certificate.gap,
+        "n_iter_": result.n_iter,
+        "history_": dict(result.history, objective=result.history["objective"] * scale**2),
+        "solver_": trained.solver,
+        "n_components_": whitening.n_components,
+        "singular_values_": whitening.singular_values,
+        "explained_variance_ratio_": whitening.explained_variance_ratio,
+        "shrinkage_": whitening.shrinkage,
+        "weight_decay_": float(alpha) * scale,
+    }
+    return attributes if network.gates is None else {**attributes, "gates_": network.gates}
+
+
+@contextmanager
+def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
+    """Leave an estimator as it was if the fit fails or is interrupted."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
