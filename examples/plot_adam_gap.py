@@ -14,9 +14,6 @@ import argparse
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -83,7 +80,7 @@ def draw(runs: dict, optimum: ConvexBNRegressor, path: Path) -> None:
     figure.suptitle("Distance from the optimum. Solid: bound. Dotted: what the pursuit gains")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+    plt.show()
 
 
 def main() -> None:

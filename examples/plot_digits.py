@@ -14,9 +14,6 @@ import argparse
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -71,7 +68,7 @@ def draw(ours: GridSearchCV, mlp: GridSearchCV, path: Path) -> None:
         xlabel="singular direction", ylabel="singular value", title="Spectrum of the scaled pixels"
     )
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+    plt.show()
 
 
 def main() -> None:

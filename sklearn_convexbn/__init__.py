@@ -7,8 +7,27 @@ of networks trained elsewhere.
 """
 
 from sklearn_convexbn._certify import certify
+from sklearn_convexbn._displays import (
+    ConvergenceDisplay,
+    RegularizationPathDisplay,
+    SpectrumDisplay,
+)
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
+from sklearn_convexbn._path import alpha_max, convexbn_path
 
 __version__ = "0.1.0"
 
-__all__ = ["ConvexBNClassifier", "ConvexBNRegressor", "__version__", "certify"]
+__all__ = [
+    "ConvergenceDisplay",
+    "ConvexBNClassifier",
+    "ConvexBNClassifierCV",
+    "ConvexBNRegressor",
+    "ConvexBNRegressorCV",
+    "RegularizationPathDisplay",
+    "SpectrumDisplay",
+    "__version__",
+    "alpha_max",
+    "certify",
+    "convexbn_path",
+]

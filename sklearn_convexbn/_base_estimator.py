@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._callbacks import FitHooks
-from sklearn_convexbn._compat import CallbackSupportMixin, Interval, StrOptions
-from sklearn_convexbn._device import resolve_device
+from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, forward, to_torch
 from sklearn_convexbn._training import (
-    PROBLEM_CONSTRAINTS,
+    FIT_CONSTRAINTS,
     Trained,
     TrainingSettings,
     prepare,
@@ -29,18 +26,16 @@ from sklearn_convexbn._training import (
 from sklearn_convexbn.solvers import Result
 
 
-class BaseConvexBN(CallbackSupportMixin, BaseEstimator):
+class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     """Parameters, fitted attributes and prediction that all estimators share."""
 
+    # Read by scikit-learn's HTML display, which shows texts of the docstring where it can link.
+    _doc_link_module = "sklearn_convexbn"
+    _doc_link_template = DOCUMENTATION_PAGES
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **PROBLEM_CONSTRAINTS,
-        "activation": [StrOptions({"relu", "gated_relu"})],
-        "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
-        "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
-        "tol": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        **FIT_CONSTRAINTS,
         "warm_start": ["boolean"],
-        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -74,17 +69,12 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _settings(self, **values: Any) -> TrainingSettings:
-        """Return the parameters as settings, with `values` in place of some of them."""
-        values = {**self.get_params(deep=False), **values}
-        values["device"] = resolve_device(values["device"])
-        values["random_state"] = check_random_state(values["random_state"])
-        names = [field.name for field in fields(TrainingSettings) if field.name in values]
-        return TrainingSettings(**{name: values[name] for name in names})
+    @abstractmethod
+    def _encode(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+        """Return validated data as canonical rows with encoded targets."""
 
-    def _train(self, data: TrainingData, hooks: FitHooks) -> None:
+    def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
         """Solve the problem on canonical rows and set the fitted attributes."""
-        settings = self._settings()
         prepared = prepare(data, settings)
         start = None
         if getattr(self, "warm_start", False) and hasattr(self, "coefs_"):
@@ -96,7 +86,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator):
         hooks.attributes = attributes
         trained = solve(prepared, settings, start=start, monitor=hooks)
         self._set_fitted(fitted_attributes(trained, settings.alpha, data.scale))
-        hooks.end(trained.result)
+        hooks.end(lambda: attributes(trained.result))
 
     def _network(self) -> Network:
         """Return the fitted network."""

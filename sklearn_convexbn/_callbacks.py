@@ -13,47 +13,56 @@ from sklearn_convexbn.solvers import Result
 
 
 class FitHooks:
-    """Hooks of one fit; without scikit-learn's callbacks they do nothing.
+    """Hooks of one fit, or of a part of it; without scikit-learn's callbacks they do nothing.
 
-    A fit that makes one must be decorated with ``with_callbacks``, which tears callbacks down.
+    A fit that makes them must be decorated with ``with_callbacks``, which tears callbacks down.
 
-    Parameters
+    Attributes
     ----------
-    estimator : estimator
-        Being fitted.
-    X, y, sample_weight : array-like
-        As the user passed them.
-    max_rounds : int
+    attributes : callable
+        ``attributes(result)`` returns an estimator's fitted attributes for a result of the solver.
     """
 
-    def __init__(self, estimator: Any, X: Any, y: Any, sample_weight: Any, max_rounds: int) -> None:
+    attributes: Callable[[Result], dict[str, Any]]
+
+    def __init__(self, context: Any, arguments: dict[str, Any]) -> None:
+        self._context = context
+        self._arguments = arguments
+        self._round: FitHooks | None = None
+        if context is not None:
+            context.call_on_fit_task_begin(**arguments)
+
+    @classmethod
+    def of_fit(
+        cls, estimator: Any, X: Any, y: Any, sample_weight: Any, *, max_subtasks: int
+    ) -> FitHooks:
+        """Begin the fit of an estimator to data as the user passed them."""
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        self._arguments = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
-        self._fit: Any = None
-        self._round: Any = None
-        #: Returns an estimator's fitted attributes for a result of the solver.
-        self.attributes: Callable[[Result], dict[str, Any]] = lambda result: {}
-        if hasattr(estimator, "_init_callback_context"):
-            self._fit = estimator._init_callback_context(max_subtasks=int(max_rounds))
-            self._fit.call_on_fit_task_begin(**self._arguments)
+        arguments = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
+        begin = getattr(estimator, "_init_callback_context", None)
+        return cls(begin and begin(max_subtasks=int(max_subtasks)), arguments)
+
+    def subtask(self, name: str, *, max_subtasks: int = 0) -> FitHooks:
+        """Begin a part of the task."""
+        context = self._context and self._context.subcontext(name, max_subtasks=int(max_subtasks))
+        return FitHooks(context, self._arguments)
+
+    def end(self, attributes: Callable[[], dict[str, Any]] | None = None) -> bool:
+        """End the task; return whether a callback asks to stop.
+
+        `attributes` returns the estimator's fitted attributes, if it can predict.
+        """
+        if self._context is None:
+            return False
+        return self._context.call_on_fit_task_end(
+            **self._arguments, reconstruction_attributes=attributes
+        )
 
     def begin_round(self) -> None:
-        """Tell the callbacks that a round begins."""
-        if self._fit is not None:
-            self._round = self._fit.subcontext(task_name="round")
-            self._round.call_on_fit_task_begin(**self._arguments)
+        """Begin a round of the solver."""
+        self._round = self.subtask("round")
 
     def end_round(self, result: Result) -> bool:
-        """Tell the callbacks that a round has ended; return whether one asks to stop."""
-        return self._ended(self._round, result)
-
-    def end(self, result: Result) -> None:
-        """Tell the callbacks that the fit has ended."""
-        self._ended(self._fit, result)
-
-    def _ended(self, context: Any, result: Result) -> bool:
-        if context is None:
-            return False
-        return context.call_on_fit_task_end(
-            **self._arguments, reconstruction_attributes=lambda: self.attributes(result)
-        )
+        """End the round; return whether a callback asks to stop."""
+        assert self._round is not None
+        return self._round.end(lambda: self.attributes(result))

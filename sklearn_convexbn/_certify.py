@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ from sklearn.utils import check_random_state, check_X_y
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
-from sklearn_convexbn._arrangements import random_directions
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
+from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._device import resolve_device
 from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
 from sklearn_convexbn._foreign import Layers, read_network
@@ -23,10 +22,6 @@ from sklearn_convexbn._network import Network, forward, neurons_of_network
 from sklearn_convexbn._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
 from sklearn_convexbn._whitening import Whitening
-from sklearn_convexbn.solvers._closed_form import correlation_bound
-
-#: Ascent steps, circles (at most) and generations of the search: those of the pursuit's last.
-SEARCH_STEPS, SEARCH_CIRCLES, SEARCH_GENERATIONS = 20, 500, 2
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
 EXPRESSION_TOLERANCE = 1e-8
@@ -161,7 +156,7 @@ def certify(
         Non-negative. A weight of 2 equals the row twice, also in batch normalization's statistics.
     n_components : int or float, default=None
         Bound the optimum over the leading directions of X only, as in the estimators. None takes
-        an estimator's own parameter, or else all.
+        as many as an estimator of this package has kept, or else all.
     shrinkage : float or "auto", default=None
         As in the estimators. None takes an estimator's own parameter, or else 0.
     fit_intercept : bool, default=None
@@ -264,13 +259,19 @@ def certify(
         data,
         alpha=float(alpha),
         fit_intercept=fit_intercept,
-        n_components=layers.setting("n_components", n_components, None),
+        n_components=layers.setting("n_components_", n_components, None),
         shrinkage=layers.setting("shrinkage", shrinkage, 0.0),
     )
     neurons = _neurons(layers, data, problem, whitening)
     Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
-    found = _search(
-        problem, whitening, neurons, Lambda, n_starts, check_random_state(random_state), device
+    found = searched_directions(
+        problem,
+        whitening,
+        Lambda,
+        neurons.directions.T,
+        n_starts=n_starts,
+        random_state=check_random_state(random_state),
+        device=device,
     )
     return _certificate(problem, whitening, neurons, Lambda, found, data.scale**2, stationarity_tol)
 
@@ -359,30 +360,6 @@ def _check_expressible(network: Network, X: np.ndarray, whitening: Whitening) ->
         )
 
 
-def _search(
-    problem: Problem,
-    whitening: Whitening,
-    neurons: Neurons,
-    Lambda: np.ndarray,
-    n_starts: int,
-    random_state: np.random.RandomState,
-    device: str,
-) -> np.ndarray:
-    """Return the unit directions (k, S) that a search for violated ones ends in."""
-    from sklearn_convexbn._search import Search
-
-    draw = partial(random_directions, whitening, random_state=random_state)
-    search = Search(problem.Z, draw, random_state, device)
-    return search(
-        Lambda,
-        neurons.directions.T,
-        n_starts=n_starts,
-        n_circles=min(SEARCH_CIRCLES, n_starts),
-        n_steps=SEARCH_STEPS,
-        n_generations=SEARCH_GENERATIONS,
-    )[1]
-
-
 def _certificate(
     problem: Problem,
     whitening: Whitening,
@@ -394,7 +371,7 @@ def _certificate(
 ) -> NetworkCertificate:
     """Scale Lambda to what the directions `found` and the network's own units say of it."""
     own, own_direction = problem.own_correlation(neurons, Lambda)
-    bound, attained = _proven_bound(problem, Lambda)
+    bound, attained = proven_bound(problem, Lambda)
     candidates = np.column_stack([found, own_direction, attained])
     values = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ candidates, 0.0), axis=0)
     largest, q = max(own, float(values.max())), candidates[:, values.argmax()]
@@ -414,23 +391,6 @@ def _certificate(
         stationary=stationarity_gap <= stationarity_tol,
         stationarity_gap=stationarity_gap,
     )
-
-
-def _proven_bound(problem: Problem, Lambda: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return an upper bound on all correlations, infinite where none is known.
-
-    Besides, unit directions (k, at most 2 C) that attain it for one output.
-    """
-    from sklearn_convexbn._exact_search import is_affordable, largest_correlation
-
-    n, k = problem.Z.shape
-    if n == k and np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9):
-        attained = problem.Z.T @ np.maximum(np.hstack([Lambda, -Lambda]), 0.0)
-        return correlation_bound(problem, Lambda), _unit(attained)
-    if not is_affordable(n, k, problem.n_outputs):
-        return np.inf, np.zeros((k, 0))
-    bound, q = largest_correlation(problem.Z, Lambda)
-    return bound, q[:, None]
 
 
 def _unit(a: np.ndarray) -> np.ndarray:

@@ -6,13 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import (
     Interval,
     RealNotInt,
     StrOptions,
     validate_parameter_constraints,
 )
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.metadata_routing import (
+    _raise_for_params,
+    _routing_enabled,
+    process_routing,
+)
+from sklearn.utils.validation import _check_method_params, _check_sample_weight
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -27,6 +33,7 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 
 
 __all__ = [
+    "DOCUMENTATION_PAGES",
     "CallbackSupportMixin",
     "Interval",
     "RealNotInt",
@@ -34,8 +41,14 @@ __all__ = [
     "check_arguments",
     "check_parameters",
     "check_sample_weight",
+    "parameters_of_rows",
+    "routed_parameters",
     "with_callbacks",
 ]
+
+#: Pages that scikit-learn's HTML display of an estimator links to, as its `_doc_link_template`.
+#: Empty means no links: the documentation has no public address yet. Its own build sets one.
+DOCUMENTATION_PAGES = ""
 
 
 def check_parameters(estimator: Any, constraints: dict[str, list[Any]]) -> None:
@@ -76,3 +89,25 @@ def check_sample_weight(sample_weight: Any, X: np.ndarray) -> np.ndarray:
             "sample_weight is zero for every sample: at least one weight must be non-zero."
         )
     return weights
+
+
+def routed_parameters(estimator: Any, params: dict[str, Any], sample_weight: Any) -> Any:
+    """Return what the `params` of a cross-validated fit mean for its splitter and scorer.
+
+    Without metadata routing only `sample_weight` is there, and goes to the scorer.
+
+    Raises
+    ------
+    ValueError
+        For `params` without metadata routing, or ones that nothing has requested.
+    """
+    _raise_for_params(params, estimator, "fit")
+    weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+    if _routing_enabled():
+        return process_routing(estimator, "fit", **weights, **params)
+    return Bunch(splitter=Bunch(split={}), scorer=Bunch(score=weights))
+
+
+def parameters_of_rows(X: np.ndarray, params: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Return `params` with those that have an entry for each row of X cut to some rows."""
+    return _check_method_params(X, params, indices=rows)

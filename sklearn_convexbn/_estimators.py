@@ -19,8 +19,9 @@ from sklearn_convexbn._compat import (
     check_sample_weight,
     with_callbacks,
 )
-from sklearn_convexbn._encoding import classification_data, regression_data
+from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
 from sklearn_convexbn._losses import softmax
+from sklearn_convexbn._training import TrainingSettings
 
 
 class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
@@ -34,7 +35,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
     through its convex form, so that there is no learning rate and the distance from the
     global optimum is bounded [1]_, rigorously or by an estimate: `certificate_` says which.
-    Read more in the user guide, ``docs/user_guide.md``.
+    Read more in the :doc:`user guide </user_guide>`.
 
     Parameters
     ----------
@@ -95,6 +96,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         :class:`~sklearn.neural_network.MLPRegressor`: the prediction is
         ``relu(X @ coefs_[0] + intercepts_[0]) @ coefs_[1] + intercepts_[1]``.
     intercepts_ : list of two ndarrays of shapes (n_neurons,) and (n_outputs,)
+        Offsets of the hidden units and of the outputs.
     batch_norm_ : dict of ndarrays of shape (n_neurons,)
         "mean", "var", "scale" and "shift" of each hidden unit's batch normalization.
     gates_ : ndarray of shape (n_features + 1, n_neurons)
@@ -111,7 +113,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         Relative duality gap, ``certificate_.gap``.
     n_iter_ : int
         Rounds run.
-    history_ : dict of ndarrays of shape (n_iter_,)
+    history_ : dict of ndarrays of shape (`n_iter_`,)
         "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
     solver_ : Solver
         The solver used.
@@ -120,12 +122,14 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     singular_values_ : ndarray of shape (rank,)
         All singular values of the centred X (weighted), decreasing.
     explained_variance_ratio_ : ndarray of shape (rank,)
+        Share of the variance along each direction.
     shrinkage_ : float
         The shrinkage used.
     weight_decay_ : float
         `alpha` in the units of y.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only when X has feature names that are all strings.
 
     See Also
@@ -171,14 +175,22 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
             estimator then stays as it was.
         """
         check_parameters(self, self._parameter_constraints)
-        hooks = FitHooks(self, X, y, sample_weight, self.max_iter)
+        hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
         with unchanged_on_failure(self):
-            X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
-            self._single_output = np.ndim(y) == 1
-            weights = check_sample_weight(sample_weight, X)
-            data = regression_data(X, y, weights, fit_intercept=self.fit_intercept)
-            self._train(data, hooks)
+            data = self._encode(*self._validated(X, y, sample_weight))
+            self._train(data, TrainingSettings.of(self.get_params(deep=False)), hooks)
         return self
+
+    def _validated(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the data as arrays and note their shape."""
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        self._single_output = np.ndim(y) == 1
+        return X, y, check_sample_weight(sample_weight, X)
+
+    def _encode(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+        return regression_data(X, y, sample_weight, fit_intercept=self.fit_intercept)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the target.
@@ -220,7 +232,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     through its convex form, so that there is no learning rate and the distance from the
     global optimum is bounded [1]_, rigorously or by an estimate: `certificate_` says which.
-    Read more in the user guide, ``docs/user_guide.md``.
+    Read more in the :doc:`user guide </user_guide>`.
 
     Parameters
     ----------
@@ -290,6 +302,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         is ``relu(X @ coefs_[0] + intercepts_[0]) @ coefs_[1] + intercepts_[1]``. There is one
         output for two classes and one a class for more.
     intercepts_ : list of two ndarrays of shapes (n_neurons,) and (n_outputs,)
+        Offsets of the hidden units and of the outputs.
     batch_norm_ : dict of ndarrays of shape (n_neurons,)
         "mean", "var", "scale" and "shift" of each hidden unit's batch normalization.
     gates_ : ndarray of shape (n_features + 1, n_neurons)
@@ -305,7 +318,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         Relative duality gap, ``certificate_.gap``.
     n_iter_ : int
         Rounds run.
-    history_ : dict of ndarrays of shape (n_iter_,)
+    history_ : dict of ndarrays of shape (`n_iter_`,)
         "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
     solver_ : Solver
         The solver used.
@@ -314,12 +327,14 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     singular_values_ : ndarray of shape (rank,)
         All singular values of the centred X (weighted), decreasing.
     explained_variance_ratio_ : ndarray of shape (rank,)
+        Share of the variance along each direction.
     shrinkage_ : float
         The shrinkage used.
     weight_decay_ : float
         `alpha`.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only when X has feature names that are all strings.
 
     See Also
@@ -409,21 +424,26 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
             handle the problem. The estimator then stays as it was.
         """
         check_parameters(self, self._parameter_constraints)
-        hooks = FitHooks(self, X, y, sample_weight, self.max_iter)
+        hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
         with unchanged_on_failure(self):
-            X, y = validate_data(self, X, y, dtype=np.float64)
-            y = column_or_1d(y, warn=True)
-            check_classification_targets(y)
-            data = classification_data(
-                X,
-                y,
-                check_sample_weight(sample_weight, X),
-                loss=self.loss,
-                class_weight=self.class_weight,
-            )
+            data = self._encode(*self._validated(X, y, sample_weight))
             self.classes_ = data.classes
-            self._train(data, hooks)
+            self._train(data, TrainingSettings.of(self.get_params(deep=False)), hooks)
         return self
+
+    def _validated(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the data as arrays and note their shape."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        return X, y, check_sample_weight(sample_weight, X)
+
+    def _encode(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+        return classification_data(
+            X, y, sample_weight, loss=self.loss, class_weight=self.class_weight
+        )
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the network's output.

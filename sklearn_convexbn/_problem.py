@@ -34,7 +34,7 @@ class Neurons:
     directions : ndarray of shape (m, k)
         Unit vectors q_j.
     weights : ndarray of shape (m, C)
-        Output weights v_j; |v_j| is what the neuron costs.
+        Output weights v_j; ``|v_j|`` is what the neuron costs.
     intercept : ndarray of shape (C,)
     gates : ndarray of shape (m,), int, or None
         Index of each neuron's gate (gated ReLU), or of the cone it was fitted in (ReLU on a
@@ -51,7 +51,7 @@ class Neurons:
 
     @property
     def mass(self) -> float:
-        """Sum of |v_j|: the regularizer."""
+        """Sum of ``|v_j|``: the regularizer."""
         return float(np.linalg.norm(self.weights, axis=1).sum())
 
     @classmethod

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.utils import check_random_state
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrangements import (
@@ -20,6 +22,7 @@ from sklearn_convexbn._arrangements import (
 )
 from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn._data import TargetScaling
+from sklearn_convexbn._device import resolve_device
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn._problem import Neurons, Problem
@@ -39,10 +42,24 @@ PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
     "random_state": ["random_state"],
 }
 
+#: The same for all parameters of a fit.
+FIT_CONSTRAINTS: dict[str, list[Any]] = {
+    **PROBLEM_CONSTRAINTS,
+    "activation": [StrOptions({"relu", "gated_relu"})],
+    "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
+    "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
+    "tol": [Interval(Real, 0, None, closed="neither")],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "verbose": ["verbose"],
+}
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The estimator parameters that shape the problem and the run, already validated."""
+    """The estimator parameters that shape the problem and the run, already validated.
+
+    `provisional` is as in :class:`~sklearn_convexbn.solvers.RunSettings`.
+    """
 
     alpha: float
     n_components: int | float | None
@@ -56,7 +73,21 @@ class TrainingSettings:
     device: str
     random_state: np.random.RandomState
     verbose: int
-    certify: bool = True
+    provisional: bool = False
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> TrainingSettings:
+        """Pick the settings among parameters as a user gives them; the rest is left aside."""
+        resolved = {
+            **{field.name: values[field.name] for field in fields(cls) if field.name in values},
+            "device": resolve_device(values["device"]),
+            "random_state": check_random_state(values["random_state"]),
+        }
+        return cls(**resolved)
+
+    def fresh(self) -> TrainingSettings:
+        """Return the settings with a copy of their random state, to draw from."""
+        return replace(self, random_state=deepcopy(self.random_state))
 
 
 @dataclass(frozen=True)
@@ -196,7 +227,7 @@ def solve(
         random_directions=partial(random_directions, whitening, random_state=settings.random_state),
         random_state=settings.random_state,
         start=start,
-        certify=settings.certify,
+        provisional=settings.provisional,
     )
     result = solvers.run(
         prepared.solver,

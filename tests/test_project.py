@@ -22,9 +22,10 @@ def run_python(code, *options):
     )
 
 
-def test_import_loads_neither_torch_nor_cvxpy():
+def test_import_loads_neither_torch_nor_cvxpy_nor_matplotlib():
     out = run_python(
-        "import sys, sklearn_convexbn; print([m for m in ('torch', 'cvxpy') if m in sys.modules])"
+        "import sys, sklearn_convexbn\n"
+        "print([m for m in ('torch', 'cvxpy', 'matplotlib') if m in sys.modules])"
     )
     assert out.stdout.strip() == "[]"
 
@@ -87,7 +88,15 @@ def test_imports_point_downwards(path):
 
 
 def public_objects():
-    yield "sklearn_convexbn.certify"
+    for name in ("alpha_max", "certify", "convexbn_path"):
+        yield f"sklearn_convexbn.{name}"
+    for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
+        yield f"sklearn_convexbn.{name}"
+        for method in ("from_estimator", "plot"):
+            yield f"sklearn_convexbn.{name}.{method}"
+    for name in ("ConvexBNRegressorCV", "ConvexBNClassifierCV"):
+        yield f"sklearn_convexbn.{name}"
+        yield f"sklearn_convexbn.{name}.fit"
     for name in ("ConvexBNRegressor", "ConvexBNClassifier"):
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):

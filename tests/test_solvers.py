@@ -7,8 +7,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._exact_search import is_affordable
-from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn._problem import Certificate, Neurons, relative_gap
 from sklearn_convexbn.solvers import Iterate, RunSettings, Solver, run
+from sklearn_convexbn.solvers._base import _better
 from tests.helpers import make_problem, solve, targets
 
 BANK = {
@@ -145,3 +146,16 @@ def test_driver_says_that_a_stalled_solver_can_do_no_more():
 def test_solver_without_iterates_is_an_error():
     with pytest.raises(RuntimeError, match="'scripted' returned no network"):
         run(Scripted(), bank_problem("gated, squared"), SETTINGS, max_iter=1)
+
+
+def test_an_estimated_bound_does_not_enter_an_exact_certificate():
+    def certificate(primal, dual, kind):
+        gap = relative_gap(primal, dual)
+        return Certificate(primal, dual, gap, 0.0, kind, "all arrangements")
+
+    old, new = certificate(1.0, 0.95, "estimated"), certificate(0.97, 0.93, "exact")
+    assert _better((None, old), None, new)[1] == new
+    worse = certificate(1.1, 0.93, "exact")
+    kept = _better((None, old), None, worse)[1]
+    assert (kept.primal, kept.dual, kept.kind) == (1.0, 0.93, "exact")
+    assert kept.gap == pytest.approx(0.07)

@@ -66,8 +66,10 @@ class RunSettings:
         The source of all other random numbers.
     start : Neurons or None
         Network to start from.
-    certify : bool
-        Whether the gap that ends the run must stand up to the solver's most thorough search.
+    provisional : bool
+        Whether the network is one of many that are only compared, in cross-validation. Then the gap
+        that ends the run need not stand up to the solver's most thorough search, and the caller
+        is the one to warn.
     """
 
     tol: float
@@ -75,7 +77,7 @@ class RunSettings:
     random_directions: Callable[[int], np.ndarray]
     random_state: np.random.RandomState
     start: Neurons | None = None
-    certify: bool = True
+    provisional: bool = False
 
 
 class Monitor(Protocol):
@@ -176,7 +178,7 @@ def run(
             reason = "callback"
     if best is None:
         raise RuntimeError(f"solver={solver.name!r} returned no network.")
-    if not converged:
+    if not converged and not settings.provisional:
         message = _not_converged(best[1], settings.tol, len(rows), reason)
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
     return _result(best, rows, converged)
@@ -213,9 +215,9 @@ def _better(
     old = best[1]
     if certificate.kind == "estimated":
         return (neurons, certificate) if certificate.primal <= old.primal else best
-    dual = max(old.dual, certificate.dual)
+    dual = max(old.dual, certificate.dual) if old.kind == "exact" else certificate.dual
     if certificate.primal > old.primal:
-        neurons, certificate = best
+        neurons, certificate = best[0], replace(certificate, primal=old.primal)
     gap = relative_gap(certificate.primal, dual)
     return neurons, replace(certificate, dual=dual, gap=gap)
 

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
-from sklearn_convexbn.solvers._factor_newton import newton_steps
-from sklearn_convexbn.solvers._gated_program import GatedProgram, Point, gram_of_smaller_side
-from sklearn_convexbn.solvers._group_newton import group_newton
-from sklearn_convexbn.solvers._interior_point import interior_point
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sklearn_convexbn.solvers._gated_program import GatedProgram, Point
 
 #: Rounds without progress after which rounding is to blame.
 PATIENCE = 4
@@ -77,6 +77,8 @@ class FISTA(Solver):
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         self._check_parameters()
         if problem.activation == "relu":
+            from sklearn_convexbn.solvers._interior_point import interior_point
+
             return interior_point(problem, settings)
         one_output = problem.n_outputs == 1
         auto_newton = self.method == "auto" and one_output and self.dtype == "float64"
@@ -97,6 +99,11 @@ class FISTA(Solver):
             )
 
     def _fista_iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+        import torch
+
+        from sklearn_convexbn.solvers._factor_newton import newton_steps
+        from sklearn_convexbn.solvers._gated_program import GatedProgram
+
         program = GatedProgram(problem, settings.device, getattr(torch, self.dtype))
         point = program.start(problem, settings.start)
         watch = _Progress(program.eps)
@@ -112,6 +119,9 @@ class FISTA(Solver):
 
 def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
     """Gated program with one output: Newton's method on the scales of the gates."""
+    import torch
+
+    from sklearn_convexbn.solvers._group_newton import group_newton
 
     def tensor(a: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(a, dtype=np.float64), device=settings.device)
@@ -163,6 +173,10 @@ def shrink_singular_values(X: Tensor, threshold: float) -> Tensor:
     From the eigenvectors of the smaller Gram matrix: singular values that matter are above
     the threshold, and those are accurate enough.
     """
+    import torch
+
+    from sklearn_convexbn.solvers._gated_program import gram_of_smaller_side
+
     if min(X.shape) == 0:
         return X
     if min(X.shape[1:]) == 1:
@@ -179,6 +193,10 @@ def proximal_steps(program: GatedProgram, point: Point, accuracy: float, *, n_st
 
     Stops early when the proximal gradient has fallen to `accuracy` times its largest.
     """
+    import torch
+
+    from sklearn_convexbn.solvers._gated_program import Point
+
     if len(point.gates) == 0:
         return point
     part = program.restricted(point.gates)

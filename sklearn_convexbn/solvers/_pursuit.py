@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy import optimize
-from torch import Tensor
 
-from sklearn_convexbn._exact_search import is_affordable, largest_correlation
 from sklearn_convexbn._problem import Neurons, Problem
-from sklearn_convexbn._search import Search, distinct_violators
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
-from sklearn_convexbn.solvers._lasso import lasso_refit
-from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sklearn_convexbn._search import Search
 
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
@@ -78,6 +78,8 @@ class Pursuit(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+        from sklearn_convexbn._search import Search, distinct_violators
+
         training = _TorchProblem(problem, settings.device)
         search = Search(
             problem.Z, settings.random_directions, settings.random_state, settings.device
@@ -107,6 +109,8 @@ class Pursuit(Solver):
         settings: RunSettings,
     ) -> _Found:
         """Search for violators, the harder the fewer there seem to be, at last for a proof."""
+        from sklearn_convexbn._exact_search import is_affordable, largest_correlation
+
         units = neurons.directions.T
         if len(neurons) > self.n_starts:
             units = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
@@ -116,7 +120,7 @@ class Pursuit(Solver):
             return found
         fine = search(Lambda, units, **few, n_steps=self.n_search_steps, n_generations=1)
         found = found.joined(*fine)
-        if _gap(problem, neurons, found) > settings.tol or not settings.certify:
+        if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
         n, k = problem.Z.shape
         if is_affordable(n, k, problem.n_outputs):
@@ -169,12 +173,16 @@ class _TorchProblem:
     """The problem's arrays on a torch device, in float64."""
 
     def __init__(self, problem: Problem, device: str) -> None:
+        import torch
+
         self.Z = torch.as_tensor(problem.Z, device=device)
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
         self.problem = problem
 
     def tensor(self, a: np.ndarray) -> Tensor:
+        import torch
+
         return torch.as_tensor(np.ascontiguousarray(a), device=self.Z.device)
 
 
@@ -193,6 +201,9 @@ def refit(training: _TorchProblem, neurons: Neurons) -> Neurons:
 
     Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A.
     """
+    from sklearn_convexbn.solvers._lasso import lasso_refit
+    from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+
     if len(neurons) == 0:
         return neurons
     problem = training.problem

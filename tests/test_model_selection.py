@@ -1,0 +1,229 @@
+"""The cross-validated estimators against scikit-learn's own search, and what they refuse."""
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
+
+from sklearn_convexbn import (
+    ConvexBNClassifier,
+    ConvexBNClassifierCV,
+    ConvexBNRegressor,
+    ConvexBNRegressorCV,
+    alpha_max,
+    certify,
+)
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    X, y = load_diabetes(return_X_y=True)
+    return X[:200], y[:200]
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    X, y = load_breast_cancer(return_X_y=True)
+    return X[:200, :10], y[:200]
+
+
+def test_regressor_scores_are_those_of_a_grid_search(diabetes):
+    alphas, components = [0.2, 0.1, 0.05], [2, 0.9, None]
+    folds = KFold(3, shuffle=True, random_state=0)
+    model = ConvexBNRegressorCV(alphas, n_components=components, cv=folds, random_state=0)
+    model.set_params(tol=1e-4).fit(*diabetes)
+    search = GridSearchCV(
+        ConvexBNRegressor(tol=1e-4, random_state=0),
+        {"alpha": alphas, "n_components": components},
+        scoring="neg_mean_squared_error",
+        cv=folds,
+    ).fit(*diabetes)
+    table = -np.array([search.cv_results_[f"split{i}_test_score"] for i in range(3)])
+    table = table.reshape(3, len(alphas), len(components)).transpose(2, 1, 0)
+    assert model.mse_path_.shape == (3, 3, 3)
+    # Networks within 1e-4 of the optimum differ by up to 1e-2 in their outputs' scale.
+    assert model.mse_path_ == pytest.approx(table, rel=0.03)
+    assert model.alpha_ == search.best_params_["alpha"]
+    chosen = components[model.best_index_[0]]
+    assert chosen == search.best_params_["n_components"]
+    # The final fit is the plain estimator's.
+    plain = ConvexBNRegressor(model.alpha_, n_components=chosen, tol=1e-4, random_state=0)
+    assert np.array_equal(plain.fit(*diabetes).predict(diabetes[0]), model.predict(diabetes[0]))
+    assert model.certificate_ == plain.certificate_
+    assert model.n_components_ == plain.n_components_
+
+
+def test_classifier_scores_are_those_of_a_grid_search(cancer):
+    alphas = [0.1, 0.03]
+    model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", tol=1e-4, random_state=0)
+    model.fit(*cancer)
+    search = GridSearchCV(
+        ConvexBNClassifier(tol=1e-4, random_state=0),
+        {"alpha": alphas},
+        scoring="neg_log_loss",
+        cv=3,
+    ).fit(*cancer)
+    table = np.array([search.cv_results_[f"split{i}_test_score"] for i in range(3)]).T
+    assert model.scores_[0] == pytest.approx(table, rel=0.01)
+    assert model.alpha_ == search.best_params_["alpha"]
+    assert model.predict_proba(cancer[0]).shape == (200, 2)
+
+
+def test_grid_of_alphas_starts_at_alpha_max_of_all_n_components(diabetes):
+    model = ConvexBNRegressorCV(4, eps=0.2, n_components=[1, 4], cv=2, random_state=0)
+    model.fit(*diabetes)
+    assert model.alphas_[0] == pytest.approx(
+        max(alpha_max(*diabetes, n_components=k, random_state=0) for k in (1, 4)), rel=1e-9
+    )
+    assert model.alphas_[-1] == pytest.approx(0.2 * model.alphas_[0])
+    assert model.n_components_grid_ == [1, 4]
+    assert (np.diff(model.n_neurons_path_.sum(axis=(0, 2))) >= 0).all()
+    assert (np.diff(model.objective_path_, axis=1) <= 0).all()
+    assert (model.objective_path_[:, -1] < model.objective_path_[:, 0]).all()
+
+
+def test_best_is_the_first_of_equal_means_and_one_standard_error_the_largest_alpha(diabetes):
+    best = ConvexBNRegressorCV(12, eps=0.03, n_components=[3, None], cv=4, random_state=0)
+    best.fit(*diabetes)
+    means = best.mse_path_.mean(axis=2)
+    weighted = np.average(best.mse_path_, axis=2, weights=[50] * 4)
+    assert best.best_index_ == np.unravel_index(weighted.argmin(), means.shape)
+    simple = clone(best).set_params(selection="one_standard_error").fit(*diabetes)
+    row, column = best.best_index_
+    error = best.mse_path_[row, column].std(ddof=1) / 2.0
+    within = np.flatnonzero(means[row] <= means[row, column] + error)
+    assert simple.best_index_ == (row, within[0])
+    assert simple.alpha_ > best.alpha_
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_parallel_and_sequential_agree(diabetes, backend):
+    import joblib
+
+    model = ConvexBNRegressorCV(3, eps=0.2, n_components=[2, 5], cv=2, random_state=0)
+    sequential = clone(model).fit(*diabetes)
+    with joblib.parallel_backend(backend):
+        parallel = clone(model).set_params(n_jobs=2).fit(*diabetes)
+    assert parallel.mse_path_ == pytest.approx(sequential.mse_path_, rel=1e-9)
+    assert parallel.best_index_ == sequential.best_index_
+
+
+@pytest.mark.filterwarnings("default")  # dask's own
+def test_parallel_by_dask(diabetes):
+    distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
+    import joblib
+
+    model = ConvexBNRegressorCV([0.2, 0.1], n_components=[2, 5], cv=2, random_state=0)
+    sequential = clone(model).fit(*diabetes)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_backend("dask"),
+    ):
+        parallel = clone(model).set_params(n_jobs=2).fit(*diabetes)
+    assert parallel.mse_path_ == pytest.approx(sequential.mse_path_, rel=1e-9)
+
+
+def test_random_state_instance_gives_every_fold_the_same_seed(diabetes):
+    a, b = (
+        ConvexBNRegressorCV([0.1], cv=2, random_state=np.random.RandomState(3)).fit(*diabetes)
+        for _ in range(2)
+    )
+    assert np.array_equal(a.mse_path_, b.mse_path_)
+
+
+def test_weights_count_in_fits_and_scores(diabetes):
+    X, y = diabetes
+    weights = np.arange(len(y)) % 3
+    splits = [(np.arange(100), np.arange(100, 200)), (np.arange(100, 200), np.arange(100))]
+    weighted = ConvexBNRegressorCV(3, eps=0.3, cv=splits, random_state=0)
+    weighted.fit(X, y, sample_weight=weights)
+    rows = np.repeat(np.arange(200), weights)
+    splits = [[np.flatnonzero(np.isin(rows, part)) for part in split] for split in splits]
+    repeated = ConvexBNRegressorCV(3, eps=0.3, cv=splits, random_state=0).fit(X[rows], y[rows])
+    assert weighted.mse_path_ == pytest.approx(repeated.mse_path_, rel=1e-7)
+    assert weighted.predict(X) == pytest.approx(repeated.predict(X), rel=1e-7)
+
+
+def test_groups_and_weights_are_routed(cancer):
+    X, y = cancer
+    groups, weights = np.arange(len(y)) % 5, np.ones(len(y))
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = ConvexBNClassifierCV([0.1], cv=GroupKFold(5), random_state=0)
+        model.set_fit_request(sample_weight=True)
+        model.fit(X, y, groups=groups)
+        assert model.scores_.shape == (1, 1, 5)
+        with pytest.raises(TypeError, match="unexpected"):
+            model.fit(X, y, nonsense=groups)
+        scored = ConvexBNClassifierCV([0.1], cv=2, scoring=request_weights(), random_state=0)
+        scored.set_fit_request(sample_weight=True).fit(X, y, sample_weight=weights)
+    with pytest.raises(ValueError, match="enable_metadata_routing"):
+        model.fit(X, y, groups=groups)
+
+
+def request_weights():
+    from sklearn.metrics import get_scorer
+
+    return get_scorer("accuracy").set_score_request(sample_weight=True)
+
+
+def test_certify_takes_a_cross_validated_estimator(diabetes):
+    model = ConvexBNRegressorCV([0.1], n_components=[2, 3], cv=2, random_state=0).fit(*diabetes)
+    assert certify(model, *diabetes, alpha=model.alpha_, random_state=0).gap <= 0.01
+
+
+def test_fits_that_stop_above_tol_in_the_folds_warn_once(diabetes):
+    model = ConvexBNRegressorCV([0.1, 0.001], cv=2, max_iter=1, random_state=0)
+    with pytest.warns(ConvergenceWarning) as caught:
+        model.fit(*diabetes)
+    messages = [str(w.message) for w in caught]
+    assert sum("fits of the cross-validation" in m for m in messages) == 1
+    assert len(messages) <= 2  # the final fit has its own
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alphas": []}, "non-empty"),
+        ({"alphas": [0.1, 0.2]}, "descending"),
+        ({"alphas": [0.1, -0.2]}, "positive"),
+        ({"alphas": 0}, "alphas"),
+        ({"n_components": []}, "empty list"),
+        ({"n_components": [3, 0]}, "n_components"),
+        ({"n_components": [3, "all"]}, "n_components"),
+        ({"eps": 2.0}, "eps"),
+        ({"selection": "simplest"}, "selection"),
+        ({"cv": 1}, "n_splits"),
+        ({"cv": []}, "no folds"),
+        ({"cv": [(np.arange(3), np.arange(0))]}, "no training or no test rows"),
+        ({"solver": "closed_form"}, "closed_form"),
+    ],
+)
+def test_bad_settings_are_refused(diabetes, settings, message):
+    model = ConvexBNRegressorCV([0.1], cv=2).set_params(**settings)
+    with pytest.raises(ValueError, match=message):
+        model.fit(*diabetes)
+    assert not hasattr(model, "coefs_")
+
+
+def test_folds_without_a_class_are_refused_before_work():
+    X, y = load_iris(return_X_y=True)
+    model = ConvexBNClassifierCV([0.1], cv=KFold(3))
+    with pytest.raises(ValueError, match=r"fold 0 of cv lack the classes \[0\]"):
+        model.fit(X, y)
+    assert not hasattr(model, "classes_")
+    model.set_params(cv=StratifiedKFold(2)).fit(X, y)
+    assert model.scores_.min() > 0.8
+
+
+def test_failed_fit_leaves_the_estimator_as_it_was(diabetes):
+    model = ConvexBNRegressorCV([0.1], cv=2, random_state=0).fit(*diabetes)
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match="NaN"):
+        model.fit(np.full((10, 3), np.nan), np.zeros(10))
+    assert vars(model) == before
