@@ -92,7 +92,8 @@ class LogisticLoss(Loss):
         return (p[:, None] * (xp.logaddexp(xp.zeros_like(F), F) - Y * F)).sum()
 
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
-        return p[:, None] * (_sigmoid(F) - Y)
+        # The same as p (sigmoid(F) - Y), without cancellation where the fit is close.
+        return p[:, None] * ((1.0 - Y) * _sigmoid(F) - Y * _sigmoid(-F))
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         pi = U / p[:, None] + Y
@@ -116,7 +117,8 @@ class SoftmaxLoss(Loss):
         return (p * (lse - (Y * F).sum(axis=1))).sum()
 
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
-        return p[:, None] * (softmax(F) - Y)
+        others = softmax(F) * (1.0 - Y)  # 1 - softmax of the own class cancels where that is near 1
+        return p[:, None] * (others - Y * others.sum(axis=1)[:, None])
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(U)

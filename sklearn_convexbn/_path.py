@@ -297,9 +297,9 @@ def alpha_grid(largest: float, n_alphas: int, eps: float) -> np.ndarray:
 
 def largest_alpha(data: TrainingData, settings: TrainingSettings) -> float:
     """Return the alpha at and above which the network is empty, or a search's estimate of it."""
+    prepared = prepare(data, settings)
     # No norm is below this alpha, so that none is left at an upper bound.
-    prepared = prepare(data, replace(settings, alpha=float(np.finfo(float).tiny)))
-    problem = prepared.problem
+    problem = replace(prepared.problem, alpha=float(np.finfo(float).tiny))
     Lambda = problem.dual_point(np.broadcast_to(problem.constant(), problem.Y.shape))
     if problem.gates is None:
         return _largest_over_all(prepared, Lambda, settings)

@@ -516,3 +516,36 @@ def test_wide_data_use_a_closed_form(iris):
     assert m.certificate_.kind == "exact"
     assert m.certificate_.program == "all arrangements"
     assert m.n_neurons_ == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"activation": "gated_relu"}, {"solver": "fista"}])
+def test_warm_start_needs_at_most_two_rounds_on_the_same_data(diabetes, settings):
+    X, y = diabetes
+    m = ConvexBNRegressor(0.02, warm_start=True, n_gates=40, random_state=0, **settings)
+    objective = m.fit(X, y).objective_
+    assert m.fit(X, y).n_iter_ <= 2
+    assert m.objective_ <= objective * (1 + 1e-12)
+
+
+def test_warm_start_goes_on_from_the_last_alpha(diabetes):
+    X, y = diabetes
+    m = regressor(alpha=0.012, warm_start=True).fit(X, y)
+    warm = m.set_params(alpha=0.01).fit(X, y)
+    cold = regressor(alpha=0.01).fit(X, y)
+    assert warm.n_iter_ < cold.n_iter_
+    assert warm.objective_ == pytest.approx(cold.objective_, rel=0.011)
+
+
+@pytest.mark.parametrize("change", ["features", "n_components", "outputs"])
+def test_warm_start_begins_afresh_on_another_shape(diabetes, change):
+    X, y = diabetes
+    m = regressor(alpha=0.05, warm_start=True).fit(X, y)
+    fresh = regressor(alpha=0.05)
+    if change == "features":
+        X = X[:, :4]
+    elif change == "outputs":
+        y = np.column_stack([y, X[:, 0]])
+    else:
+        m.set_params(n_components=3)
+        fresh.set_params(n_components=3)
+    assert np.array_equal(m.fit(X, y).predict(X), fresh.fit(X, y).predict(X))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import make_regression
 
+from sklearn_convexbn import convexbn_path
 from sklearn_convexbn._losses import LOSSES, optimal_intercept
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
@@ -232,3 +234,28 @@ def test_row_hessians_are_those_of_the_loss(loss):
     torch.testing.assert_close(full, LOSSES[loss].hessian(F, Y, p))
     inverse = _multi_output_refit._summed_inverse(D, U)
     torch.testing.assert_close(inverse, torch.linalg.pinv(full.sum(dim=0), hermitian=True))
+
+
+def test_violators_enter_where_the_scale_hessian_is_singular():
+    """67 neurons on 8 rows: undamped Newton steps on the scales overshoot and none enters."""
+    X, y = make_regression(random_state=42, n_targets=5, n_samples=11, n_features=10)
+    _, _, gaps = convexbn_path(X[:8], y[:8], alphas=[0.1, 0.01], max_iter=60, random_state=1)
+    assert gaps[1] <= 0.01
+
+
+def test_targets_of_very_rare_classes_are_fitted():
+    """Classes of weight 1e-7: residuals must not be differences of numbers near one."""
+    rng = np.random.RandomState(0)
+    A = torch.as_tensor(np.maximum(rng.randn(40, 6), 0.0))
+    Y = torch.eye(3, dtype=torch.float64)[torch.as_tensor(np.arange(40) % 3)]
+    p = torch.where(Y[:, 0] > 0, 1.0, 1e-7).double()
+    p = p / p.sum()
+    zero = torch.zeros(6, 3, dtype=torch.float64)
+    V, b = multi_output_refit(A, Y, p, LOSSES["softmax"], 2e-9, True, zero, zero[0], 1e-4)
+    value = float(LOSSES["softmax"].value(A @ V + b, Y, p) + 2e-9 * V.norm(dim=1).sum())
+    constant = LOSSES["softmax"].constant_fit(Y.numpy(), p.numpy())
+    empty = LOSSES["softmax"].value(np.tile(constant, (40, 1)), Y.numpy(), p.numpy())
+    assert value < 0.99 * float(empty)
+    G = LOSSES["softmax"].gradient(A @ V + b, Y, p)
+    assert float(G.sum(dim=0).abs().max()) <= 1e-11 * float(G.abs().sum())
+    assert float((A.T @ G).norm(dim=1).max()) <= 2e-9 * (1 + 1e-2)

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn import (
+    ConvexBNClassifier,
+    ConvexBNClassifierCV,
+    ConvexBNRegressor,
+    ConvexBNRegressorCV,
+)
 
 # ClosedForm has no configuration here: it refuses data with more rows than features, which most
 # checks use. CVXPY and FISTA do not handle ReLU with several outputs, so they meet the
@@ -28,8 +33,17 @@ CLASSIFIER = [
     {"loss": "squared_error", "activation": "gated_relu", "fit_intercept": False},
     {"class_weight": "balanced"},
 ]
-ESTIMATORS = [ConvexBNRegressor(**kw) for kw in SHARED] + [
-    ConvexBNClassifier(**kw) for kw in SHARED + CLASSIFIER
+# Short paths in few folds: the default's 30 alphas would take minutes in all checks.
+CROSS_VALIDATED = [
+    {"alphas": 3, "eps": 0.1, "cv": 2},
+    {"alphas": [0.1, 0.01], "n_components": [1, None], "cv": 3, "selection": "one_standard_error"},
+    {"alphas": 3, "eps": 0.1, "cv": 2, "activation": "gated_relu", "n_gates": 16},
+]
+ESTIMATORS = [
+    *(ConvexBNRegressor(**kw) for kw in SHARED),
+    *(ConvexBNClassifier(**kw) for kw in SHARED + CLASSIFIER),
+    *(ConvexBNRegressorCV(**kw) for kw in CROSS_VALIDATED),
+    *(ConvexBNClassifierCV(**kw) for kw in CROSS_VALIDATED),
 ]
 
 

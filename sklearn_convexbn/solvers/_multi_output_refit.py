@@ -39,6 +39,10 @@ MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
 #: Scales that are smaller in proportion to the largest count as zero.
 SMALLEST_SCALE = 1e-13
 
+#: Damping of Newton's method on the scales where it fails undamped, because the Hessian is nearly
+#: singular, relative to its largest diagonal entry. The largest ones take short gradient steps.
+DAMPINGS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0)
+
 #: Steps may raise the objective by this factor: rounding errors hide what they gain at the end.
 ROUNDING = 1.0 + 1e-15
 
@@ -297,13 +301,15 @@ def _scale_step(
     """Take one Newton step on the scales, as `_newton_round` of `_group_newton` does."""
     alpha, largest = metric.alpha, float(norms.max())
     level = max(alpha, 0.3 * largest)
-    attempts = [(level, True, 3), (level, False, 6)]
+    attempts = [(level, True, 3, 0.0), (level, False, 6, 0.0)]
     if level > alpha:
-        attempts.append((alpha, False, 12))
-    for level, secular, halvings in attempts:
+        attempts.append((alpha, False, 12, 0.0))
+    attempts += [(alpha, False, 3, damping) for damping in DAMPINGS]
+    for level, secular, halvings, damping in attempts:
         rows = ((state.eta > 0) | (norms > level)).nonzero()[:, 0]
         eta = state.eta[rows]
         H = metric.scale_hessian(state, w, rows)
+        H.diagonal().add_(damping * H.diagonal().amax())
         slope = _eta_slopes(norms[rows], level, alpha, secular)
         full = _nonnegative_quadratic(H, slope - H @ eta, (eta > 0) | (slope < 0))
         for halving in range(halvings):
@@ -326,7 +332,7 @@ def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> 
     R = metric.apply(V) - g
     fit = point.value - program.alpha * float(norms.sum())
     constant = fit + 0.5 * float(((R - g) * V).sum())
-    accuracy = 0.5 * tol if program.loss.name == "squared" else max(0.5 * tol, 0.1 * gap)
+    accuracy = 0.5 * tol if program.loss.name == "squared" else max(0.5 * tol, 0.1 * min(gap, 1.0))
     new = _solve_model(metric, R, norms[rows], constant, accuracy)
     db = -(metric.means.unsqueeze(1) @ metric.split(new - V)).reshape(-1)
     return _search_line(program, point, new, rows, db)

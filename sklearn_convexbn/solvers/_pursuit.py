@@ -85,7 +85,7 @@ class Pursuit(Solver):
             problem.Z, settings.random_directions, settings.random_state, settings.device
         )
         neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
-        neurons = replace(neurons, gates=None)
+        neurons = self._refined(problem, training, replace(neurons, gates=None))
         while True:
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
@@ -95,10 +95,14 @@ class Pursuit(Solver):
                 found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, found.directions[:, new].T)
-            neurons = refit(training, neurons)
-            neurons = slide(training, neurons, n_steps=self.n_slide_steps)
-            neurons = merge_equal_units(problem, neurons)
-            neurons = refit(training, neurons)
+            neurons = self._refined(problem, training, neurons)
+
+    def _refined(self, problem: Problem, training: _TorchProblem, neurons: Neurons) -> Neurons:
+        """Refit the output weights, slide the neurons, merge and refit."""
+        neurons = refit(training, neurons)
+        neurons = slide(training, neurons, n_steps=self.n_slide_steps)
+        neurons = merge_equal_units(problem, neurons)
+        return refit(training, neurons)
 
     def _search(
         self,
