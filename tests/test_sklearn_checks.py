@@ -37,7 +37,6 @@ CLASSIFIER = [
 CROSS_VALIDATED = [
     {"alphas": 3, "eps": 0.1, "cv": 2},
     {"alphas": [0.1, 0.01], "n_components": [1, None], "cv": 3, "selection": "one_standard_error"},
-    {"alphas": 3, "eps": 0.1, "cv": 2, "activation": "gated_relu", "n_gates": 16},
 ]
 ESTIMATORS = [
     *(ConvexBNRegressor(**kw) for kw in SHARED),

@@ -89,3 +89,12 @@ def integer_ticks(axis: Any, values: np.ndarray) -> None:
     first, last = values[0], values[-1]
     room = max(0.6, 0.03 * (last - first))
     axis.axes.set_xlim(first - 0.6, last + room)
+
+
+def sparse_log_ticks(axis: Any) -> None:
+    """Label 1, 2 and 5 in each decade only: labels of a short logarithmic axis would collide."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

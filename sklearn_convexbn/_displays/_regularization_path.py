@@ -17,6 +17,7 @@ from sklearn_convexbn._displays._drawing import (
     lacks_attribute,
     merged_style,
     spans_decades,
+    sparse_log_ticks,
 )
 
 
@@ -198,6 +199,8 @@ class RegularizationPathDisplay:
             self.lines_.append(self._plot_lines(axes, means, line_kw))
             self._mark_chosen(axes, means)
             axes.set(xscale="log", xlabel="alpha (weight decay)", ylabel=label)
+            if self.alphas.max() < 100.0 * self.alphas.min():
+                sparse_log_ticks(axes.xaxis)
         self._plot_bands(self.axes_[0])
         for axes, path in ((self.axes_[0], self.scores), (self.axes_[2], self.objective)):
             if spans_decades(path.mean(axis=2)):
