@@ -2,15 +2,34 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP) -c constraints.txt
+TEST := -m pytest -n 2
 
-.PHONY: demo test lint docs bench clean
+# The two ends of the support range, each in a venv of its own. On Linux each downloads about
+# 3 GB and takes 6 GB of disk, nearly all of it CUDA libraries that torch is linked with.
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= python3.11
+NEWEST := .venv-newest
+NEWEST_PYTHON ?= $(PYTHON)
+
+.PHONY: demo test test-range test-oldest test-newest lint docs bench clean
 
 demo: $(VENV)/.installed
 	MPLBACKEND=Agg $(BIN)/python examples/plot_digits.py
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
+
+test-range: test-oldest test-newest
+
+test-oldest: $(OLDEST)/.installed-test
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TEST)
+
+# Looks for newer versions every time, of the dependencies' dependencies too.
+test-newest: | $(NEWEST)/bin/python
+	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager -e ".[examples,test]"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(TEST)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -26,6 +45,17 @@ bench: $(VENV)/.installed-bench
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(OLDEST)/bin/python:
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+
+$(NEWEST)/bin/python:
+	$(NEWEST_PYTHON) -m venv $(NEWEST)
+
+# Wheels only: what an old source makes of a new compiler is not the question.
+$(OLDEST)/.installed-test: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
+	$(OLDEST)/bin/python $(PIP) --only-binary :all: -c constraints-oldest.txt -e ".[examples,test]"
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[examples]"
@@ -48,4 +78,4 @@ $(VENV)/.installed-bench: $(VENV)/.installed benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache

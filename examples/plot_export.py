@@ -17,6 +17,7 @@ further: the certificate says how much there is to gain.
 # given to the network as they are, in their units: batch normalization is part of it.
 
 import copy
+import inspect
 import logging
 import tempfile
 import warnings
@@ -73,6 +74,8 @@ try:
     import onnxruntime
     import onnxscript  # noqa: F401
 
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise ImportError("torch 2.9 or newer is needed")
     # The exporter reports on torch's own insides: packages it could do without, deprecations.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -172,13 +172,20 @@ def project_onto_cone(Z: np.ndarray, pattern: np.ndarray, c: np.ndarray) -> np.n
     M = M[:, lengths > 0] / lengths[lengths > 0]
     if M.shape[1] == 0:  # no hyperplane: the cone is the whole space
         return c
-    mu, _ = optimize.nnls(M, -c / size, maxiter=20 * max(M.shape))
-    q = c / size + M @ mu
-    if np.linalg.norm(q) > 1.0 + 1e-9 or (M.T @ q).min() < -1e-7:
+    return size * _project_unit_vector(M, c / size)
+
+
+def _project_unit_vector(M: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Project unit c (k,) onto ``{q : M^T q >= 0}``, the columns of M (k, n) of unit length."""
+    try:
+        q = c + M @ optimize.nnls(M, -c, maxiter=20 * max(M.shape))[0]
+        if np.linalg.norm(q) <= 1.0 + 1e-9 and (M.T @ q).min() >= -1e-7:
+            return q
         # SciPy's nnls has been seen to return such a q for degenerate integer rows.
-        mu = optimize.lsq_linear(M, -c / size, bounds=(0.0, np.inf), tol=1e-14).x
-        q = c / size + M @ mu
-    return size * q
+    except RuntimeError:
+        pass  # nnls before SciPy 1.15 cycles where the projection onto some cones is zero.
+    with np.errstate(invalid="ignore"):  # steps that meet no bound are infinite
+        return c + M @ optimize.lsq_linear(M, -c, bounds=(0.0, np.inf), tol=1e-14).x
 
 
 def cone_norm(Z: np.ndarray, pattern: np.ndarray, c: np.ndarray) -> float:

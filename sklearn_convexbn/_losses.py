@@ -92,8 +92,7 @@ class LogisticLoss(Loss):
         return (p[:, None] * (xp.logaddexp(xp.zeros_like(F), F) - Y * F)).sum()
 
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
-        # The same as p (sigmoid(F) - Y), without cancellation where the fit is close.
-        return p[:, None] * ((1.0 - Y) * _sigmoid(F) - Y * _sigmoid(-F))
+        return p[:, None] * (_sigmoid(F) - Y)
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         pi = U / p[:, None] + Y

@@ -224,3 +224,23 @@ def test_projection_survives_a_wrong_nnls(monkeypatch):
     Z, c = np.eye(2), np.array([1.0, -1.0])
     monkeypatch.setattr(optimize, "nnls", lambda M, b, **_: (np.full(M.shape[1], 7.0), 0.0))
     np.testing.assert_allclose(project_onto_cone(Z, np.ones(2, dtype=bool), c), [1, 0], atol=1e-8)
+
+
+def test_projection_survives_an_nnls_that_cycles(monkeypatch):
+    """SciPy's nnls before 1.15 does for some cones, where the projection is zero."""
+
+    def cycles(*_, **__):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr(optimize, "nnls", cycles)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        Z, gate = rng.normal(size=(7, 3)), rng.normal(size=3)
+        pattern = Z @ gate >= 0
+        np.testing.assert_allclose(project_onto_cone(Z, pattern, gate), gate, atol=1e-8)
+        polar = -Z.T @ np.where(pattern, 1.0, -1.0)
+        np.testing.assert_allclose(project_onto_cone(Z, pattern, polar), 0.0, atol=1e-8)
+    # Rows for which lsq_linear multiplies zero by an infinite step, with a warning of NumPy's.
+    Z = np.array([[-1.0, -1.0], [-1.0, 0.0], [0.0, 1.0]])
+    q = project_onto_cone(Z, np.ones(3, dtype=bool), np.array([1.0, 2.0]))
+    np.testing.assert_allclose(q, [-0.5, 0.5], atol=1e-8)

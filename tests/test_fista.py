@@ -7,7 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import optimize
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine, make_blobs
@@ -342,6 +342,7 @@ def test_proximal_map_satisfies_its_optimality_condition(shape, seed, threshold)
 
 
 @given(SHAPES, st.integers(0, 2**32 - 1))
+@example((1, 2, 2), 0)
 def test_spectral_norms_and_balanced_factors(shape, seed):
     S = torch.as_tensor(np.random.default_rng(seed).normal(size=shape))
     expected = [np.linalg.norm(block, 2) for block in S.numpy()]

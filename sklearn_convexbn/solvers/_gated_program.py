@@ -128,7 +128,7 @@ def gram_of_smaller_side(X: Tensor) -> Tensor:
 
 def spectral_norms(X: Tensor) -> Tensor:
     """Return the largest singular values (m,) of matrices (m, k, C)."""
-    if min(X.shape) <= 1:
+    if min(X.shape[1:]) <= 1:
         return torch.linalg.vector_norm(X, dim=(1, 2))
     return torch.linalg.eigvalsh(gram_of_smaller_side(X))[:, -1].clamp_min(0.0).sqrt()
 
