@@ -222,8 +222,9 @@ def _folds(splits: Any, y: np.ndarray, weights: np.ndarray, classes: np.ndarray)
         present = np.unique(y[train][weights[train] > 0])
         missing = np.setdiff1d(classes, present)
         if len(missing):
+            names = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"The training rows of fold {number} of cv lack the classes {missing.tolist()}. "
+                f"The training rows of fold {number} of cv lack classes ({names}). "
                 "Use fewer or stratified folds, or leave out classes of too few samples."
             )
         folds.append(fold)
