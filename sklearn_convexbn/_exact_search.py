@@ -16,12 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
-from math import log2
+from math import inf, log2
 
 import numpy as np
 import torch
 
 from sklearn_convexbn._search import ascend
+
+#: Binary exponent from which on a count of operations is called infinite.
+LARGEST_EXPONENT = 500
 
 #: A search of this many operations takes about two seconds and is worth a proof.
 AFFORDABLE_OPERATIONS = 1e9
@@ -104,10 +107,17 @@ def exact_search_operations(n: int, k: int, C: int) -> float:
         Dimensions, at most `n` counted.
     C : int
         Outputs.
+
+    Returns
+    -------
+    count : float
+        Infinite where it would not fit into a float.
     """
     k = min(k, n)
     if k <= 1:
         return float(n * C)
+    if (k - 1) * log2(n) + k > LARGEST_EXPONENT:
+        return inf
     arcs, faces = float(n) ** (k - 1), 2.0**k - 2.0
     # Singular vectors of larger matrices are found one by one, and a block has its overhead.
     vectors = 20.0 if min(C, k) <= 2 else 300.0

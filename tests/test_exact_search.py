@@ -234,3 +234,5 @@ def test_operations_grow_with_every_size():
     # More dimensions than rows add nothing.
     assert exact_search_operations(3, 50, 1) == exact_search_operations(3, 3, 1)
     assert exact_search_operations(10, 1, 1) < exact_search_operations(10, 2, 1)
+    for k in (100, 2000):
+        assert exact_search_operations(2000, k, 1) == np.inf  # no float holds n^(k - 1)

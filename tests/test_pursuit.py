@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.datasets import load_diabetes, load_iris, load_wine, make_classification
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
@@ -238,3 +238,11 @@ def test_cuda_gives_the_same_network():
     X, y = load_diabetes(return_X_y=True)
     a, b = (ConvexBNRegressor(0.05, device=d, random_state=0).fit(X, y) for d in ("cpu", "cuda"))
     assert a.objective_ == pytest.approx(b.objective_, rel=1e-2)
+
+
+def test_many_rows_of_many_features_are_fitted():
+    """The count of operations of the exact search, n^(k - 1), is beyond any float here."""
+    X, y = make_classification(1300, 130, n_informative=10, random_state=0)
+    model = ConvexBNClassifier(0.15, random_state=0).fit(X, y)
+    assert model.dual_gap_ <= 0.01
+    assert model.certificate_.kind == "estimated"
