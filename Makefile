@@ -78,4 +78,4 @@ $(VENV)/.installed-bench: $(VENV)/.installed benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist docs/_build docs/generated docs/sg_execution_times.rst *.egg-info .pytest_cache .mypy_cache .ruff_cache
