@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_convexbn import ConvexBNClassifierCV
 
 FOLDS = StratifiedKFold(3, shuffle=True, random_state=0)
-COMPONENTS = [10, 20, 30, 40, 50, 61]
+COMPONENTS = [10, 20, 30, 40, 50, 60]
 ALPHAS = [0.003, 0.001, 0.0003]
 LEARNING_RATES = [3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2]
 PENALTIES = [1e-4, 1e-2, 1.0]
