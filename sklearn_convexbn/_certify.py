@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state, check_X_y
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
 from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._device import resolve_device
-from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
+from sklearn_convexbn._encoding import TrainingData, classification_data, loss_for, regression_data
 from sklearn_convexbn._foreign import Layers, read_network
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._network import Network, forward, neurons_of_network
@@ -306,9 +306,7 @@ def _default_loss(layers: Layers, y: Any) -> str:
     """Return the loss of an estimator's kind, or the one that y calls for."""
     if layers.estimator is not None:
         return "log_loss" if is_classifier(layers.estimator) else "squared_error"
-    if np.asarray(y).dtype.kind != "f" and type_of_target(y) in ("binary", "multiclass"):
-        return "log_loss"
-    return "squared_error"
+    return loss_for(y)
 
 
 def _check_outputs(layers: Layers, data: TrainingData, loss: str) -> None:

@@ -163,6 +163,11 @@ class BaseConvexBNCV(BaseConvexBN):
         self.alphas_, self.n_components_grid_ = alphas, grid
         weights = [fold.weight for fold in folds]
         means = self._sign * np.average(scores, axis=2, weights=weights)
+        if np.isnan(means).all():
+            raise ValueError(
+                "Every candidate has a fold whose score is NaN: nothing can be chosen."
+            )
+        means = np.where(np.isnan(means), -np.inf, means)
         row, column = np.unravel_index(means.argmax(), means.shape)
         if self.selection == "one_standard_error" and len(folds) > 1:
             error = scores[row, column].std(ddof=1) / np.sqrt(len(folds))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import type_of_target
 
 from sklearn_convexbn._data import (
     TargetScaling,
@@ -49,6 +50,12 @@ class TrainingData:
     def scale(self) -> float:
         """Return the unit of the target; a mean loss scales with its square."""
         return 1.0 if self.target is None else self.target.scale
+
+
+def loss_for(y: Any) -> str:
+    """Return "log_loss" for one column of strings, booleans or integers, else "squared_error"."""
+    labels = np.asarray(y).dtype.kind != "f" and type_of_target(y) in ("binary", "multiclass")
+    return "log_loss" if labels else "squared_error"
 
 
 def regression_data(

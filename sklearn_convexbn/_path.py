@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import check_X_y
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
 from sklearn_convexbn._correlation import proven_bound, searched_directions
-from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
+from sklearn_convexbn._encoding import TrainingData, classification_data, loss_for, regression_data
 from sklearn_convexbn._network import Network
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
@@ -63,8 +63,9 @@ def alpha_max(
     With Lambda minus the gradient of the mean loss at the best constant model, it is
 
     - for "relu" over all arrangements ``max |Lambda^T (Z q)_+|`` over unit q: exact where that
-      maximum is affordable (as in :func:`certify`), else the largest value that a search finds,
-      so an estimate from below;
+      maximum is affordable (as in :func:`certify`); where the rows are linearly independent after
+      centring an upper bound, which one output attains; else the largest value that a search
+      finds, so an estimate from below;
     - for "relu" on a list of arrangements (``solver="fista"`` or "cvxpy") the largest
       ``<+-Z^T D_i Lambda, q>`` over unit q in the cone of arrangement i;
     - for "gated_relu" the largest ``|Z^T D_i Lambda|`` (spectral norm for several outputs), which
@@ -253,9 +254,7 @@ def path_data(
     X: Any, y: Any, loss: str | None, sample_weight: Any, *, fit_intercept: bool
 ) -> TrainingData:
     """Validate and encode the data of a path function."""
-    if loss is None:
-        labels = np.asarray(y).dtype.kind != "f" and type_of_target(y) in ("binary", "multiclass")
-        loss = "log_loss" if labels else "squared_error"
+    loss = loss or loss_for(y)
     numeric = loss == "squared_error"
     X, y = check_X_y(X, y, dtype=np.float64, multi_output=True, y_numeric=numeric)
     weights = check_sample_weight(sample_weight, X)

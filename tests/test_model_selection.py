@@ -227,3 +227,15 @@ def test_failed_fit_leaves_the_estimator_as_it_was(diabetes):
     with pytest.raises(ValueError, match="NaN"):
         model.fit(np.full((10, 3), np.nan), np.zeros(10))
     assert vars(model) == before
+
+
+def test_candidates_whose_score_is_nan_are_not_chosen(cancer):
+    def only_small_networks(model, X, y):
+        return float("nan") if model.n_neurons_ > 3 else -model.n_neurons_
+
+    model = ConvexBNClassifierCV([0.2, 0.01], cv=2, scoring=only_small_networks, random_state=0)
+    model.fit(*cancer)
+    assert np.isnan(model.scores_[0, 1]).any()
+    assert model.alpha_ == 0.2
+    with pytest.raises(ValueError, match="score is NaN"):
+        model.set_params(scoring=lambda model, X, y: float("nan")).fit(*cancer)

@@ -80,6 +80,8 @@ class ConvergenceDisplay:
     'estimated lower bound'
     """
 
+    _suited = "ConvexBN estimator"
+
     def __init__(
         self,
         *,

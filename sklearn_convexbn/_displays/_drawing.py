@@ -15,7 +15,7 @@ LOG_FACTOR = 20.0
 MOST_MARKERS = 30
 
 
-def fitted_model(estimator: Any, display: type, *, needs: tuple[str, ...]) -> Any:
+def fitted_model(estimator: Any, display: Any, *, needs: tuple[str, ...]) -> Any:
     """Return the estimator, of a pipeline the last step, if it is fitted and has what is needed.
 
     Raises
@@ -33,13 +33,11 @@ def fitted_model(estimator: Any, display: type, *, needs: tuple[str, ...]) -> An
     return model
 
 
-def lacks_attribute(model: Any, display: type, attribute: str) -> TypeError:
+def lacks_attribute(model: Any, display: Any, attribute: str) -> TypeError:
     """Return the error for an estimator that has not what a display draws."""
-    path = display.__name__ == "RegularizationPathDisplay"
-    suited = "ConvexBNRegressorCV or ConvexBNClassifierCV" if path else "ConvexBN estimator"
     hint = " Pass its best_estimator_." if hasattr(model, "best_estimator_") else ""
     return TypeError(
-        f"{display.__name__} needs a fitted {suited}, or a pipeline that ends in one: "
+        f"{display.__name__} needs a fitted {display._suited}, or a pipeline that ends in one: "
         f"{type(model).__name__} has no {attribute}.{hint}"
     )
 

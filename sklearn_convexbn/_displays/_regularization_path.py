@@ -76,6 +76,8 @@ class RegularizationPathDisplay:
     'all directions'
     """
 
+    _suited = "ConvexBNRegressorCV or ConvexBNClassifierCV"
+
     def __init__(
         self,
         *,

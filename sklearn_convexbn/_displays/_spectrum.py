@@ -66,6 +66,8 @@ class SpectrumDisplay:
     'kept: 5 of 10'
     """
 
+    _suited = "ConvexBN estimator"
+
     def __init__(
         self, *, singular_values: Any, n_components: int | None = None, shrinkage: float = 0.0
     ) -> None:
