@@ -53,6 +53,7 @@ from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn._arrangements import distinct_gates, random_directions
+from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn._search import Search
@@ -210,7 +211,9 @@ def second_gap(problem: Problem, whitening: Whitening, result: Result, seed: int
     """Return the gap after a search of 20 times the size of the one that certifies."""
     pursuit, (n, k) = Pursuit(), problem.Z.shape
     settings = run_settings(whitening, 0.0, seed)
-    search = Search(problem.Z, settings.random_directions, settings.random_state, "cpu")
+    search = Search(
+        HiddenLayer(torch.as_tensor(problem.Z)), settings.random_directions, settings.random_state
+    )
     neurons, F = problem.with_best_intercept(result.neurons)
     values, _ = search(
         problem.dual_point(F),

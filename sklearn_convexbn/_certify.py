@@ -371,7 +371,7 @@ def _certificate(
     own, own_direction = problem.own_correlation(neurons, Lambda)
     bound, attained = proven_bound(problem, Lambda)
     candidates = np.column_stack([found, own_direction, attained])
-    values = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ candidates, 0.0), axis=0)
+    values = problem.correlations(Lambda, candidates)
     largest, q = max(own, float(values.max())), candidates[:, values.argmax()]
     objective = problem.objective(neurons)
     proven = np.isfinite(bound)

@@ -59,10 +59,14 @@ def searched_directions(
     random_state : numpy.random.RandomState
     device : str
     """
+    import torch
+
+    from sklearn_convexbn._hidden_layer import HiddenLayer
     from sklearn_convexbn._search import Search
 
     draw = partial(random_directions, whitening, random_state=random_state)
-    search = Search(problem.Z, draw, random_state, device)
+    layer = HiddenLayer(torch.as_tensor(problem.Z, device=device))
+    search = Search(layer, draw, random_state)
     return search(
         Lambda,
         units,

@@ -21,6 +21,7 @@ from math import inf, log2
 import numpy as np
 import torch
 
+from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._search import ascend
 
 #: Binary exponent from which on a count of operations is called infinite.
@@ -206,8 +207,8 @@ class _Search:
     def start(self) -> None:
         """Find a large value by ascent from random directions."""
         starts = np.random.default_rng(0).standard_normal((self.Z.shape[1], N_STARTS))
-        Z, Lambda = torch.from_numpy(self.Z), torch.from_numpy(self.Lambda)
-        _, found = ascend(Z, Lambda, torch.from_numpy(starts), n_steps=N_STEPS, last=1e-4)
+        layer, Lambda = HiddenLayer(torch.from_numpy(self.Z)), torch.from_numpy(self.Lambda)
+        _, found = ascend(layer, Lambda, torch.from_numpy(starts), n_steps=N_STEPS, last=1e-4)
         self.offer(found.numpy())
 
 

@@ -321,4 +321,4 @@ def _largest_over_all(prepared: Prepared, Lambda: np.ndarray, settings: Training
         random_state=settings.random_state,
         device=settings.device,
     )
-    return float(np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ found, 0.0), axis=0).max())
+    return float(problem.correlations(Lambda, found).max())

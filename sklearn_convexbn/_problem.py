@@ -16,6 +16,7 @@ Any :math:`\Lambda` with :math:`1^T\Lambda = 0` (when b is fitted) and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +24,9 @@ import numpy as np
 
 from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
 from sklearn_convexbn._losses import Loss, optimal_intercept
+
+#: Rows whose activations are computed together: a multiple of eight.
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Problem:
     Attributes
     ----------
     Z : ndarray of shape (n, k)
-        Whitened rows, last column ones.
+        Whitened rows, last column ones; float32 where they are many.
     Y : ndarray of shape (n, C)
     p : ndarray of shape (n,)
         Row weights, positive, summing to one.
@@ -171,16 +175,43 @@ class Problem:
             raise ValueError("This program has no list of arrangements.")
         return activation_patterns(self.Z, self.gates)
 
-    def hidden(self, directions: np.ndarray, gates: np.ndarray | None) -> np.ndarray:
-        """Return the activations (n, m) of unit directions (m, k)."""
-        H = self.Z @ directions.T
+    def slices(self) -> Iterator[slice]:
+        """Yield slices of rows that are worked on together."""
+        for start in range(0, len(self.Z), BLOCK_ROWS):
+            yield slice(start, min(start + BLOCK_ROWS, len(self.Z)))
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield slices of rows and these rows of Z in float64."""
+        for rows in self.slices():
+            yield rows, np.asarray(self.Z[rows], dtype=np.float64)
+
+    def hidden(
+        self, directions: np.ndarray, gates: np.ndarray | None, rows: slice = slice(None)
+    ) -> np.ndarray:
+        """Return the activations (n, m) of unit directions (m, k), on some rows or all."""
+        H = np.asarray(self.Z[rows], dtype=np.float64) @ directions.T
         if self.activation == "gated_relu":
-            return np.where(self.patterns[:, gates], H, 0.0)
-        return np.maximum(H, 0.0)
+            return np.where(self.patterns[rows][:, gates], H, 0.0)
+        return np.maximum(H, 0.0, out=H)
 
     def fit_without_intercept(self, neurons: Neurons) -> np.ndarray:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
-        return self.hidden(neurons.directions, neurons.gates) @ neurons.weights
+        F = np.empty((len(self.Z), self.n_outputs))
+        for rows in self.slices():
+            F[rows] = self.hidden(neurons.directions, neurons.gates, rows) @ neurons.weights
+        return F
+
+    def correlations(self, Lambda: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """Return ``|Lambda^T (Z q)_+|`` (S,) for directions (k, S)."""
+        T = np.zeros((self.n_outputs, directions.shape[1]))
+        for rows, Z in self.blocks():
+            T += Lambda[rows].T @ np.maximum(Z @ directions, 0.0)
+        return np.linalg.norm(T, axis=0)
+
+    def pattern_keys(self, directions: np.ndarray) -> np.ndarray:
+        """Return a bit a row for each direction (m, k), packed (m, bytes): where ``Z q > 0``."""
+        packed = [np.packbits(Z @ directions.T > 0, axis=0).T for _, Z in self.blocks()]
+        return np.hstack(packed)
 
     def constant(self) -> np.ndarray:
         """Return the intercept (C,) of the best network without hidden units."""

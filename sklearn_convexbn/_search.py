@@ -24,8 +24,10 @@ import torch
 from scipy import special
 from torch import Tensor
 
-#: Rows times starts held at once, in elements; bounds the memory of a search.
-BLOCK_ELEMENTS = 4_000_000
+from sklearn_convexbn._hidden_layer import HiddenLayer
+
+#: Starts that ascend together, and rows times circles that are sorted together.
+TOGETHER, CIRCLE_ELEMENTS = 256, 2**18
 
 #: First steps, on the unit sphere, of starts that stand for a region and of starts that are
 #: thought to be close to a maximum.
@@ -45,7 +47,7 @@ CIRCLE_STEP, CIRCLE_GAP = 0.05, 0.05
 
 
 def ascend(
-    Z: Tensor,
+    layer: HiddenLayer,
     Lambda: Tensor,
     starts: Tensor,
     *,
@@ -61,9 +63,11 @@ def ascend(
 
     Parameters
     ----------
-    Z : torch.Tensor of shape (n, k)
+    layer : HiddenLayer
+        Of n rows with k coordinates.
     Lambda : torch.Tensor of shape (n, C)
     starts : torch.Tensor of shape (k, S)
+        Their precision is that of the ascent.
     n_steps : int
     first : torch.Tensor of shape (S,), or float
         Length of the first step on the unit sphere.
@@ -76,60 +80,52 @@ def ascend(
     directions : torch.Tensor of shape (k, S)
         Unit columns.
     """
-    block = max(1, BLOCK_ELEMENTS // max(1, Z.shape[0]))
     lengths = torch.as_tensor(first).to(starts).expand(starts.shape[1])
     parts = [
-        _ascend_block(Z, Lambda, Q, n_steps, steps, last)
+        _ascend_together(layer, Lambda, Q, n_steps, steps, last)
         for Q, steps in zip(
-            torch.split(starts, block, dim=1), torch.split(lengths, block), strict=True
+            torch.split(starts, TOGETHER, dim=1), torch.split(lengths, TOGETHER), strict=True
         )
     ]
     values, directions = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(directions, dim=1)
 
 
-def _ascend_block(
-    Z: Tensor, Lambda: Tensor, Q: Tensor, n_steps: int, first: Tensor, last: float
+def _ascend_together(
+    layer: HiddenLayer, Lambda: Tensor, Q: Tensor, n_steps: int, first: Tensor, last: float
 ) -> tuple[Tensor, Tensor]:
     Q = torch.nn.functional.normalize(Q, dim=0)
     best, best_Q = torch.full_like(Q[0], -1.0), Q.clone()
     ratio = (last / first) ** (1.0 / max(1, n_steps - 1))
     for i in range(n_steps + 1):
-        H = Z @ Q
-        T = Lambda.T @ H.clamp_min(0)
-        values = torch.linalg.vector_norm(T, dim=0)
+        if i == n_steps:
+            values = torch.linalg.vector_norm(layer.correlations(Lambda, Q), dim=0)
+        else:
+            values, gradient = layer.ascent(Lambda, Q)
         better = values > best
         best = torch.where(better, values, best)
         best_Q = torch.where(better, Q, best_Q)
-        if i == n_steps:
-            break
-        slopes = Lambda @ torch.nn.functional.normalize(T, dim=0)
-        gradient = Z.T @ slopes.mul_(H > 0)
-        Q = Q + first * ratio**i * torch.nn.functional.normalize(gradient, dim=0)
-        Q = torch.nn.functional.normalize(Q, dim=0)
+        if i < n_steps:
+            Q = Q + first * ratio**i * torch.nn.functional.normalize(gradient, dim=0)
+            Q = torch.nn.functional.normalize(Q, dim=0)
     return best, best_Q
 
 
-def correlations(Z: Tensor, Lambda: Tensor, Q: Tensor) -> Tensor:
-    """Return ``|Lambda^T (Z q)_+|`` (S,) for directions Q (k, S)."""
-    block = max(1, BLOCK_ELEMENTS // max(1, Z.shape[0]))
-    parts = [Lambda.T @ (Z @ q).clamp_min(0) for q in torch.split(Q, block, dim=1)]
-    return torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=0)
-
-
-def circle_maxima(Z: Tensor, Lambda: Tensor, bases: Tensor, tangents: Tensor) -> Tensor:
+def circle_maxima(layer: HiddenLayer, Lambda: Tensor, bases: Tensor, tangents: Tensor) -> Tensor:
     """Return the best vertices (k, 2 S) on both halves of circles, away from their bases.
 
     For several outputs, the best for the output direction of the base.
 
     Parameters
     ----------
-    Z : torch.Tensor of shape (n, k)
+    layer : HiddenLayer
+        Of n rows with k coordinates.
     Lambda : torch.Tensor of shape (n, C)
     bases, tangents : torch.Tensor of shape (k, S)
         Orthonormal pairs; a circle is ``cos(t) base + sin(t) tangent``.
     """
-    block = max(1, BLOCK_ELEMENTS // (4 * max(1, Z.shape[0])))
+    Z = layer.Z.to(bases.dtype)
+    block = max(1, CIRCLE_ELEMENTS // max(1, Z.shape[0]))
     parts = [
         _circle_block(Z, Lambda, q, t)
         for q, t in zip(
@@ -201,19 +197,17 @@ class Search:
 
     Parameters
     ----------
-    Z : ndarray of shape (n, k)
+    layer : HiddenLayer
+        On the device of the search. Ascent runs in float32, values are float64.
     random_directions : callable
         ``random_directions(count)`` draws directions (k, count).
     random_state : numpy.random.RandomState
         Draws rows.
-    device : str
-        torch device. Ascent runs in float32, values are float64.
     """
 
-    Z: np.ndarray
+    layer: HiddenLayer
     random_directions: Callable[[int], np.ndarray]
     random_state: np.random.RandomState
-    device: str
     maxima: np.ndarray | None = field(default=None, init=False)
 
     def __call__(
@@ -249,25 +243,24 @@ class Search:
         directions : ndarray of shape (k, S)
             Unit columns.
         """
-        Z = torch.as_tensor(self.Z, device=self.device)
-        L = torch.as_tensor(Lambda, device=self.device)
+        L = torch.as_tensor(Lambda, device=self.layer.Z.device)
         # Scaling keeps float32 away from underflow; the ascent does not depend on it.
-        Z32, L32 = Z.float(), (L / max(float(L.abs().max()), 1e-300)).float()
+        L32 = (L / max(float(L.abs().max()), 1e-300)).float()
 
         def ascended(starts: Tensor, first: Tensor | float) -> tuple[np.ndarray, np.ndarray]:
-            _, Q = ascend(Z32, L32, starts, n_steps=n_steps, first=first)
+            _, Q = ascend(self.layer, L32, starts, n_steps=n_steps, first=first)
             Q = torch.nn.functional.normalize(Q.double(), dim=0)
-            return correlations(Z, L, Q).cpu().numpy(), Q.cpu().numpy()
+            values = torch.linalg.vector_norm(self.layer.correlations(L, Q), dim=0)
+            return values.cpu().numpy(), Q.cpu().numpy()
 
-        def tensor(a: np.ndarray) -> Tensor:
-            return torch.as_tensor(a, device=self.device).float()
-
-        values, directions = ascended(*map(tensor, self._starts(units, n_starts)))
+        starts, first = self._starts(units, n_starts)
+        values, directions = ascended(self._tensor(starts), self._tensor(first))
         for generation in range(n_generations):
             self._remember(values, directions, units)
-            bases, tangents = self._circles(units, n_circles, whole=generation % 2 == 1)
-            starts = circle_maxima(Z32, L32, tensor(bases), tensor(tangents))
-            more = ascended(starts, CIRCLE_STEP)
+            circles = self._circles(units, n_circles, whole=generation % 2 == 1)
+            more = ascended(
+                circle_maxima(self.layer, L32, *map(self._tensor, circles)), CIRCLE_STEP
+            )
             values, directions = np.concatenate([values, more[0]]), np.hstack([directions, more[1]])
         self._remember(values, directions, units)
         return values, directions
@@ -275,17 +268,39 @@ class Search:
     def _starts(self, units: np.ndarray, n_starts: int) -> tuple[np.ndarray, np.ndarray]:
         """Return starts (k, S) and the lengths (S,) of their first steps."""
         n_far = n_starts // 2
-        n_near, n_rows = n_starts - n_far, min(self.Z.shape[1] - 1, VERTEX_ROWS)
-        rows = self.random_state.randint(len(self.Z), size=(n_near, n_rows))
+        n, k = self.layer.shape
+        n_near, n_rows = n_starts - n_far, min(k - 1, VERTEX_ROWS)
+        rows = self.random_state.randint(n, size=(n_near, n_rows))
         parts = [
-            through_rows(self.random_directions(n_far), self.Z),
-            vertices(self.random_directions(n_near), self.Z[rows]),
+            self._through_rows(self.random_directions(n_far)),
+            vertices(self.random_directions(n_near), self._rows(rows)),
             units,
         ]
         if self.maxima is not None:
             parts.append(self.maxima)
         starts = np.hstack(parts)
         return starts, np.where(np.arange(starts.shape[1]) < n_far, FAR, NEAR)
+
+    def _tensor(self, a: np.ndarray) -> Tensor:
+        """Return an array in float32 on the device."""
+        return torch.as_tensor(a, device=self.layer.Z.device).float()
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return some rows of Z (*rows.shape, k)."""
+        index = torch.as_tensor(rows, device=self.layer.Z.device)
+        return self.layer.Z[index].double().cpu().numpy()
+
+    def _through_rows(self, directions: np.ndarray) -> np.ndarray:
+        """Move every other hyperplane (k, S) in parallel until it passes through a random row.
+
+        A random offset is small beside the length of a random direction, so hyperplanes that cut
+        off few rows would hardly be drawn. The row is picked by the offset's own quantile.
+        """
+        moved = directions.copy()
+        rows = (special.ndtr(moved[-1, ::2]) * self.layer.shape[0]).astype(np.intp)
+        through = self._rows(rows)[:, :-1]
+        moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], through)
+        return moved
 
     def _circles(
         self, units: np.ndarray, count: int, *, whole: bool
@@ -302,10 +317,10 @@ class Search:
         bases = pool[:, self.random_state.randint(size, size=count)]
         bases = np.where(np.arange(count) % 2 == 1, -bases, bases)
         kept = 0 if whole else max(0, min(k - 2, VERTEX_ROWS))
-        nearest = np.argsort(np.abs(self.Z @ bases), axis=0, kind="stable")[: kept + 1].T
+        nearest = self.layer.nearest(self._tensor(bases), kept + 1).T.cpu().numpy()
         dropped = self.random_state.randint(kept + 1, size=count)
         others = np.arange(kept) + (np.arange(kept) >= dropped[:, None])
-        rows = self.Z[np.take_along_axis(nearest, others, axis=1)]
+        rows = self._rows(np.take_along_axis(nearest, others, axis=1))
         fixed = np.concatenate([bases.T[:, None], rows], axis=1)[:, : k - 1]
         tangents = vertices(self.random_directions(count), fixed)
         lengths = np.linalg.norm(tangents, axis=0)
@@ -317,18 +332,6 @@ class Search:
         order = np.where(known, values - values.max() - 1.0, values)
         best = distinct_violators(order, directions, -np.inf, most=MEMORY, cosine=SAME)
         self.maxima = directions[:, best]
-
-
-def through_rows(directions: np.ndarray, Z: np.ndarray) -> np.ndarray:
-    """Move every other hyperplane (k, S) in parallel until it passes through a random row of Z.
-
-    A random offset is small beside the length of a random direction, so hyperplanes that cut
-    off few rows would hardly be drawn. The row is picked by the offset's own quantile.
-    """
-    moved = directions.copy()
-    rows = (special.ndtr(moved[-1, ::2]) * len(Z)).astype(np.intp)
-    moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], Z[rows, :-1])
-    return moved
 
 
 def vertices(directions: np.ndarray, rows: np.ndarray) -> np.ndarray:

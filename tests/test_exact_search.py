@@ -6,6 +6,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn_convexbn import _exact_search
 from sklearn_convexbn._arrangements import enumerate_gates, project_onto_cone
 from sklearn_convexbn._exact_search import exact_search_operations, largest_correlation
+from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._search import ascend
 from tests.helpers import make_problem
 
@@ -29,8 +30,9 @@ def _checked(Z, Lambda):
 def _searched(Z, Lambda, n_starts=2000, n_steps=120):
     """Return the largest value that ascent from random directions finds, polished."""
     rng = np.random.default_rng(7)
-    tensors = (torch.from_numpy(a) for a in (Z, Lambda, rng.normal(size=(Z.shape[1], n_starts))))
-    values, Q = (found.numpy() for found in ascend(*tensors, n_steps=n_steps, last=1e-7))
+    tensors = (torch.from_numpy(a) for a in (Lambda, rng.normal(size=(Z.shape[1], n_starts))))
+    layer = HiddenLayer(torch.from_numpy(Z))
+    values, Q = (found.numpy() for found in ascend(layer, *tensors, n_steps=n_steps, last=1e-7))
     best = Q[:, np.argsort(-values)[:10]]
     # Steps in random directions also climb along kinks, where those along gradients zigzag.
     for size in np.geomspace(0.1, 1e-7, 60):

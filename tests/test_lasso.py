@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
+from sklearn_convexbn._hidden_layer import StoredActivations
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn.solvers._lasso import lasso_refit, quadratic_lasso
 
@@ -26,9 +27,10 @@ def refit_data(seed, n=60, m=25, loss="squared"):
 
 
 def refit(A, y, p, alpha, loss="squared", fit_intercept=True, start=None):
-    tensors = (torch.as_tensor(a) for a in (A, y[:, None], p))
     start = torch.zeros(A.shape[1], 1, dtype=torch.float64) if start is None else start
-    v, b = lasso_refit(*tensors, LOSSES[loss], alpha, fit_intercept, start)
+    tensors = (torch.as_tensor(a) for a in (A, y[:, None], p))
+    A, Y, p = tensors
+    v, b = lasso_refit(StoredActivations(A), Y, p, LOSSES[loss], alpha, fit_intercept, start)
     return v.numpy()[:, 0], float(b[0])
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import make_regression
 
 from sklearn_convexbn import convexbn_path
+from sklearn_convexbn._hidden_layer import StoredActivations as stored
 from sklearn_convexbn._losses import LOSSES, optimal_intercept
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
@@ -35,7 +36,7 @@ def refit_data(seed, loss, C, n=80, m=25, share=0.03):
 def refit(A, Y, p, alpha, loss, fit_intercept=True, start=None, tol=1e-9):
     V = A.new_zeros(A.shape[1], Y.shape[1]) if start is None else start
     b = torch.zeros_like(Y[0])
-    return multi_output_refit(A, Y, p, LOSSES[loss], alpha, fit_intercept, V, b, tol)
+    return multi_output_refit(stored(A), Y, p, LOSSES[loss], alpha, fit_intercept, V, b, tol)
 
 
 def objective(A, Y, p, alpha, loss, V, b):
@@ -79,7 +80,7 @@ def test_one_output_is_the_lasso(loss, fit_intercept):
     A, Y, p, alpha = refit_data(1, loss, 1)
     V, b = refit(A, Y, p, alpha, loss, fit_intercept, tol=1e-11)
     start = torch.zeros_like(V)
-    v, c = lasso_refit(A, Y, p, LOSSES[loss], alpha, fit_intercept, start, tol=1e-11)
+    v, c = lasso_refit(stored(A), Y, p, LOSSES[loss], alpha, fit_intercept, start, tol=1e-11)
     torch.testing.assert_close(V, v, rtol=0, atol=1e-6)
     torch.testing.assert_close(b, c, rtol=0, atol=1e-6)
 
@@ -154,7 +155,7 @@ def test_a_solution_is_returned_as_it_is(loss, C, monkeypatch):
     A, Y, p, alpha = refit_data(5, loss, C)
     V, b = refit(A, Y, p, alpha, loss)
     monkeypatch.setattr(_multi_output_refit, "_proximal_step", None)
-    again, c = multi_output_refit(A, Y, p, LOSSES[loss], alpha, True, V, b, tol=2e-9)
+    again, c = multi_output_refit(stored(A), Y, p, LOSSES[loss], alpha, True, V, b, tol=2e-9)
     torch.testing.assert_close(again, V, rtol=0, atol=0)
     torch.testing.assert_close(c, b, rtol=0, atol=1e-12)
 
@@ -219,7 +220,7 @@ def test_a_fixed_intercept_is_kept(loss, C):
     A, Y, p, alpha = refit_data(10, loss, C)
     b = torch.as_tensor(np.random.default_rng(0).normal(size=C))
     start = torch.zeros(A.shape[1], C, dtype=A.dtype)
-    V, c = multi_output_refit(A, Y, p, LOSSES[loss], alpha, False, start, b, tol=1e-10)
+    V, c = multi_output_refit(stored(A), Y, p, LOSSES[loss], alpha, False, start, b, tol=1e-10)
     assert torch.equal(b, c)
     assert_optimal(A, Y, p, alpha, loss, V, c, fit_intercept=False)
 
@@ -227,7 +228,7 @@ def test_a_fixed_intercept_is_kept(loss, C):
 @pytest.mark.parametrize("loss", ["squared", "softmax"])
 def test_row_hessians_are_those_of_the_loss(loss):
     A, Y, p, alpha = refit_data(11, loss, 3)
-    program = _multi_output_refit._Program(A, Y, p, LOSSES[loss], alpha, True)
+    program = _multi_output_refit._Program(stored(A), Y, p, LOSSES[loss], alpha, True)
     F = torch.as_tensor(np.random.default_rng(0).normal(size=Y.shape))
     D, U = _multi_output_refit._row_hessians(program, F)
     full = torch.diag_embed(D) - U[:, :, None] * U[:, None, :]
@@ -251,7 +252,7 @@ def test_targets_of_very_rare_classes_are_fitted():
     p = torch.where(Y[:, 0] > 0, 1.0, 1e-7).double()
     p = p / p.sum()
     zero = torch.zeros(6, 3, dtype=torch.float64)
-    V, b = multi_output_refit(A, Y, p, LOSSES["softmax"], 2e-9, True, zero, zero[0], 1e-4)
+    V, b = multi_output_refit(stored(A), Y, p, LOSSES["softmax"], 2e-9, True, zero, zero[0], 1e-4)
     value = float(LOSSES["softmax"].value(A @ V + b, Y, p) + 2e-9 * V.norm(dim=1).sum())
     constant = LOSSES["softmax"].constant_fit(Y.numpy(), p.numpy())
     empty = LOSSES["softmax"].value(np.tile(constant, (40, 1)), Y.numpy(), p.numpy())

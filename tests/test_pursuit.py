@@ -7,14 +7,13 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine, make_classific
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._problem import Neurons
 from sklearn_convexbn._search import (
     Search,
     ascend,
     circle_maxima,
-    correlations,
     distinct_violators,
-    through_rows,
     vertices,
 )
 from sklearn_convexbn.solvers._pursuit import (
@@ -36,13 +35,18 @@ def problem(request):
     return make_problem(X[:, 1:6], Y, loss, 0.02)
 
 
+def layer_of(Z):
+    return HiddenLayer(torch.as_tensor(Z))
+
+
 def test_ascent_never_loses_to_its_starts_and_stays_on_the_sphere():
     rng = np.random.default_rng(0)
     Z, L, starts = (torch.as_tensor(rng.standard_normal(s)) for s in ((30, 4), (30, 2), (4, 50)))
     unit = starts / torch.linalg.vector_norm(starts, dim=0)
-    values, Q = ascend(Z, L, starts, n_steps=20)
-    assert (values >= correlations(Z, L, unit) - 1e-12).all()
-    assert torch.allclose(values, correlations(Z, L, Q))
+    layer = HiddenLayer(Z)
+    values, Q = ascend(layer, L, starts, n_steps=20)
+    assert (values >= layer.correlations(L, unit).norm(dim=0) - 1e-12).all()
+    assert torch.allclose(values, layer.correlations(L, Q).norm(dim=0))
     assert torch.allclose(torch.linalg.vector_norm(Q, dim=0), torch.ones(50).double())
 
 
@@ -53,7 +57,7 @@ def test_ascent_finds_the_maximum_in_the_plane():
     grid = np.vstack([np.cos(angles), np.sin(angles)])
     best = np.abs(L.T @ np.maximum(Z @ grid, 0)).max()
     starts = torch.as_tensor(rng.standard_normal((2, 40)))
-    values, _ = ascend(torch.as_tensor(Z), torch.as_tensor(L), starts, n_steps=60)
+    values, _ = ascend(layer_of(Z), torch.as_tensor(L), starts, n_steps=60)
     assert float(values.max()) == pytest.approx(best, rel=1e-4)
 
 
@@ -74,7 +78,8 @@ def test_moved_hyperplanes_pass_through_a_row():
     rng = np.random.default_rng(0)
     Z = np.c_[rng.standard_normal((20, 3)), np.ones(20)]
     q = rng.standard_normal((4, 9))
-    moved = through_rows(q, Z)
+    search = Search(layer_of(Z), lambda count: q[:, :count], np.random.RandomState(0))
+    moved = search._through_rows(q)
     assert np.abs(Z @ moved).min(axis=0)[::2].max() < 1e-12
     np.testing.assert_array_equal(moved[:, 1::2], q[:, 1::2])
 
@@ -92,7 +97,7 @@ def test_vertices_are_orthogonal_to_their_rows():
 def test_search_gives_unit_directions_with_their_values_and_remembers_the_best(problem):
     neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.02).neurons)
     Lambda, k, rng = problem.dual_point(F), problem.Z.shape[1], np.random.RandomState(0)
-    search = Search(problem.Z, lambda count: rng.normal(size=(k, count)), rng, "cpu")
+    search = Search(layer_of(problem.Z), lambda count: rng.normal(size=(k, count)), rng)
     options = {"n_starts": 50, "n_circles": 50, "n_steps": 20, "n_generations": 2}
     values, q = search(Lambda, neurons.directions.T, **options)
     expected = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ q, 0), axis=0)
@@ -111,8 +116,8 @@ def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
     Z, L = rng.standard_normal((15, 4)), rng.standard_normal((15, C))
     pairs = np.stack([np.linalg.qr(rng.standard_normal((4, 2)))[0] for _ in range(6)], axis=1)
     bases, tangents = pairs[:, :, 0], pairs[:, :, 1]
-    arguments = (torch.as_tensor(a) for a in (Z, L, bases, tangents))
-    found = circle_maxima(*arguments).numpy().reshape(4, 2, 6)
+    arguments = (torch.as_tensor(a) for a in (L, bases, tangents))
+    found = circle_maxima(layer_of(Z), *arguments).numpy().reshape(4, 2, 6)
     for s in range(6):
         q, t = bases[:, s], tangents[:, s]
         output = L.T @ np.maximum(Z @ q, 0)
@@ -130,7 +135,7 @@ def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
 def test_search_of_a_perfect_fit_finds_nothing():
     Z = np.c_[np.arange(5.0), np.ones(5)]
     rng = np.random.RandomState(0)
-    search = Search(Z, lambda count: rng.normal(size=(2, count)), rng, "cpu")
+    search = Search(layer_of(Z), lambda count: rng.normal(size=(2, count)), rng)
     options = {"n_starts": 10, "n_circles": 10, "n_steps": 5, "n_generations": 2}
     values, _ = search(np.zeros((5, 1)), np.zeros((2, 0)), **options)
     assert not values.any()

@@ -17,6 +17,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
+from sklearn_convexbn._hidden_layer import Activations
 from sklearn_convexbn._losses import Loss, optimal_intercept
 
 #: Newton steps of one refit, and changes of the active set of one quadratic model.
@@ -34,7 +35,7 @@ DEPENDENT = 1e-10
 
 
 def lasso_refit(
-    A: Tensor,
+    A: Activations,
     Y: Tensor,
     p: Tensor,
     loss: Loss,
@@ -47,8 +48,8 @@ def lasso_refit(
 
     Parameters
     ----------
-    A : torch.Tensor of shape (n, m), float64
-        Activations. Equal or collinear columns are allowed.
+    A : Activations
+        Of n rows and m units, float64. Equal or collinear columns are allowed.
     Y : torch.Tensor of shape (n, 1)
     p : torch.Tensor of shape (n,)
         Row weights, summing to one.
@@ -68,7 +69,7 @@ def lasso_refit(
     """
 
     def fit(v: Tensor) -> tuple[Tensor, Tensor, float]:
-        F = A @ v
+        F = A.fit(v)
         b = optimal_intercept(loss, F, Y, p) if fit_intercept else torch.zeros_like(F[0])
         value = float(loss.value(F + b, Y, p)) + alpha * float(v.abs().sum())
         return F + b, b, value
@@ -79,7 +80,7 @@ def lasso_refit(
     F, b, value = fit(v)
     for _ in range(MAX_NEWTON_STEPS):
         G = loss.gradient(F, Y, p)
-        slopes = A.T @ G
+        slopes = A.correlations(G)
         scale = min(1.0, alpha / max(float(slopes.abs().amax()), 1e-300))
         dual = -float(loss.conjugate(scale * G, Y, p))
         if value - dual <= tol * abs(value):
@@ -99,12 +100,11 @@ def lasso_refit(
     return v, b
 
 
-def _hessian(A: Tensor, h: Tensor, centred: bool) -> np.ndarray:
+def _hessian(A: Activations, h: Tensor, centred: bool) -> np.ndarray:
     """Return ``A^T diag(h) A`` (m, m), with the intercept eliminated if `centred`."""
-    weighted = h[:, None] * A
-    H = A.T @ weighted
+    H = A.gram(h[:, None])[0]
     if centred:
-        mean = weighted.sum(dim=0)
+        mean = A.means(h)
         H = H - mean[:, None] * (mean / h.sum().clamp_min(1e-300))
     return H.cpu().numpy()
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sklearn_convexbn._hidden_layer import Activations
 from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
@@ -54,7 +55,7 @@ MAX_CG_STEPS, CG_TOLERANCE = 60, 1e-2
 class _Program:
     """The data of one refit; activations are centred when the intercept is fitted."""
 
-    A: Tensor
+    A: Activations
     Y: Tensor
     p: Tensor
     loss: Loss
@@ -78,7 +79,7 @@ class _Point:
 
 
 def multi_output_refit(
-    A: Tensor,
+    A: Activations,
     Y: Tensor,
     p: Tensor,
     loss: Loss,
@@ -92,8 +93,8 @@ def multi_output_refit(
 
     Parameters
     ----------
-    A : torch.Tensor of shape (n, m), float64
-        Activations. Zero, equal or nearly collinear columns are allowed.
+    A : Activations
+        Of n rows and m units, float64. Zero, equal or nearly collinear columns are allowed.
     Y : torch.Tensor of shape (n, C)
     p : torch.Tensor of shape (n,)
         Row weights, summing to one.
@@ -113,8 +114,8 @@ def multi_output_refit(
         Neurons that are not needed have exact zeros. The objective is at most the start's.
     b : torch.Tensor of shape (C,)
     """
-    centre = p @ A if fit_intercept else torch.zeros_like(A[0])
-    program = _Program(A - centre, Y, p, loss, float(alpha), fit_intercept)
+    centre = A.means(p) if fit_intercept else p.new_zeros(A.shape[1])
+    program = _Program(A.centred(centre), Y, p, loss, float(alpha), fit_intercept)
     b = start_intercept + centre @ start_weights
     constant = torch.zeros_like(b) if fit_intercept else b
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
@@ -140,12 +141,12 @@ def multi_output_refit(
 
 def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
     loss, Y, p, alpha = program.loss, program.Y, program.p, program.alpha
-    F = program.A @ V + b
+    F = program.A.fit(V) + b
     if program.fit_intercept:
         shift = _best_shift(program, F)
         b, F = b + shift, F + shift
     G = loss.gradient(F, Y, p)
-    gradient = program.A.T @ G
+    gradient = program.A.correlations(G)
     largest = float(gradient.norm(dim=1).max()) if len(gradient) else 0.0
     U = G * min(1.0, alpha / max(largest, 1e-300))
     dual = float((U.sum(dim=0) * b).sum() - loss.conjugate(U, Y, p))
@@ -189,7 +190,7 @@ def _summed_inverse(D: Tensor, U: Tensor) -> Tensor:
 def _search_line(program: _Program, point: _Point, V: Tensor, rows: Tensor, db: Tensor) -> _Point:
     """Halve the step from the point's weights `rows` to V, and by db, until the value falls."""
     D = V - point.V[rows]
-    change = program.A[:, rows] @ D + db
+    change = program.A.columns(rows).fit(D) + db
     for halving in range(30):
         t = 0.5**halving
         trial = point.V.clone()
@@ -263,14 +264,14 @@ class _Metric:
 
 def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
     """Return the metric of the neurons `rows` at F."""
-    A = program.A[:, rows]
+    A = program.A.columns(rows)
     D, U = _row_hessians(program, F)
     W = D[:, :1] if program.loss.name == "squared" else D - U * U
-    H = torch.stack([A.T @ (w.unsqueeze(1) * A) for w in W.T])
+    H = A.gram(W)
     if not program.fit_intercept:
         return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha)
     total = W.sum(dim=0).clamp_min(1e-300).unsqueeze(1)
-    means = W.T @ A / total
+    means = A.correlations(W).T / total
     H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
     return _Metric(H, means, program.alpha)
 
@@ -348,7 +349,7 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
         return point
     rows = (norms > SMALLEST_SCALE * norms.amax()).nonzero()[:, 0]
     size = norms[rows].unsqueeze(1)
-    A, unit, stiffness = program.A[:, rows], point.V[rows] / size, program.alpha / size
+    A, unit, stiffness = program.A.columns(rows), point.V[rows] / size, program.alpha / size
     diagonal, root = _row_hessians(program, point.F)
     inverse = _summed_inverse(diagonal, root) * float(program.fit_intercept)
 
@@ -359,9 +360,9 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
         return -inverse @ curved(change).sum(dim=0)
 
     def hessian(D: Tensor) -> Tensor:
-        change = A @ D
+        change = A.fit(D)
         tangential = D - unit * (unit * D).sum(dim=1, keepdim=True)
-        return A.T @ curved(change + intercept(change)) + stiffness * tangential
+        return A.correlations(curved(change + intercept(change))) + stiffness * tangential
 
     metric = _metric(program, point.F, rows)
     factor = metric.ridge(norms[rows], point.V[rows]).factor
@@ -385,4 +386,4 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
     radius, goal = 1e6 * length, CG_TOLERANCE * length
     x, _ = truncated_cg(product, g, radius, goal, n_steps=MAX_CG_STEPS)
     D = unscaled(x)
-    return _search_line(program, point, point.V[rows] + D, rows, intercept(A @ D))
+    return _search_line(program, point, point.V[rows] + D, rows, intercept(A.fit(D)))

@@ -81,9 +81,7 @@ class Pursuit(Solver):
         from sklearn_convexbn._search import Search, distinct_violators
 
         training = _TorchProblem(problem, settings.device)
-        search = Search(
-            problem.Z, settings.random_directions, settings.random_state, settings.device
-        )
+        search = Search(training.layer, settings.random_directions, settings.random_state)
         neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
         neurons = self._refined(problem, training, replace(neurons, gates=None))
         while True:
@@ -174,12 +172,14 @@ def _gap(problem: Problem, neurons: Neurons, found: _Found) -> float:
 
 
 class _TorchProblem:
-    """The problem's arrays on a torch device, in float64."""
+    """The problem's arrays on a torch device: the layer as it is stored, the rest in float64."""
 
     def __init__(self, problem: Problem, device: str) -> None:
         import torch
 
-        self.Z = torch.as_tensor(problem.Z, device=device)
+        from sklearn_convexbn._hidden_layer import HiddenLayer
+
+        self.layer = HiddenLayer(torch.as_tensor(problem.Z, device=device))
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
         self.problem = problem
@@ -187,7 +187,7 @@ class _TorchProblem:
     def tensor(self, a: np.ndarray) -> Tensor:
         import torch
 
-        return torch.as_tensor(np.ascontiguousarray(a), device=self.Z.device)
+        return torch.as_tensor(np.ascontiguousarray(a), device=self.p.device)
 
 
 def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
@@ -211,7 +211,7 @@ def refit(training: _TorchProblem, neurons: Neurons) -> Neurons:
     if len(neurons) == 0:
         return neurons
     problem = training.problem
-    A = (training.Z @ training.tensor(neurons.directions.T)).clamp_min(0)
+    A = training.layer.activations(training.tensor(neurons.directions.T))
     V, b = training.tensor(neurons.weights), training.tensor(neurons.intercept)
     arguments = (A, training.Y, training.p, problem.loss, problem.alpha, problem.fit_intercept)
     if problem.n_outputs == 1:
@@ -242,16 +242,15 @@ def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons
         q, v = x[: m * k].reshape(m, k), x[m * k : m * (k + C)].reshape(m, C)
         return q, v, x[m * (k + C) :]
 
+    precision = training.layer.Z.dtype
+
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        q, v, b = (training.tensor(part) for part in unpack(x))
-        H = training.Z @ q.T
-        A = H.clamp_min(0)
-        F = A @ v + b
-        G = problem.loss.gradient(F, training.Y, training.p)
-        value = float(problem.loss.value(F, training.Y, training.p))
-        slopes = (G @ v.T).mul_(H > 0)
-        parts = [slopes.T @ training.Z, A.T @ G, G.sum(dim=0) * float(problem.fit_intercept)]
-        gradient = np.concatenate([part.cpu().numpy().ravel() for part in parts])
+        q, v, b = (training.tensor(part).to(precision) for part in unpack(x))
+        value, dQ, dV, db = training.layer.loss(
+            problem.loss, training.Y, training.p, q.T.contiguous(), v, b
+        )
+        parts = [dQ.T, dV, db * float(problem.fit_intercept)]
+        gradient = np.concatenate([part.double().cpu().numpy().ravel() for part in parts])
         weights = x[: m * (k + C)]
         gradient[: m * (k + C)] += problem.alpha * weights
         return value + 0.5 * problem.alpha * float(weights @ weights), gradient
@@ -277,8 +276,8 @@ def merge_equal_units(problem: Problem, neurons: Neurons) -> Neurons:
         return neurons
     mass = np.linalg.norm(neurons.weights, axis=1, keepdims=True)
     outputs = neurons.weights / mass
-    patterns = np.packbits(problem.Z @ neurons.directions.T > 0, axis=0).T
-    keys = np.hstack([patterns.astype(float), np.round(outputs, 9) + 0.0])
+    rounded = np.ascontiguousarray(np.round(outputs, 9) + 0.0)
+    keys = np.hstack([problem.pattern_keys(neurons.directions), rounded.view(np.uint8)])
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     q = np.zeros((len(first), neurons.directions.shape[1]))
     np.add.at(q, group.ravel(), mass * neurons.directions)

@@ -1,0 +1,260 @@
+r"""The hidden layer on the training rows: everything that is computed from :math:`(Z q)_+`.
+
+The pursuit, its search and its refits need nothing of the rows but sums over them: fits,
+correlations with a dual point, their gradients, Gram matrices. They are taken here, a block of
+rows at a time: a block's activations stay in the processor's cache, where comparing and scaling
+them costs little beside the matrix products, and memory does not grow with rows times units.
+Rows may be stored in float32; then sums are taken in the precision that the directions have.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sklearn_convexbn._losses import Loss
+
+#: Rows times units of a block: about 1 MiB in float32, the size of a core's cache. On CUDA,
+#: where launching a kernel is what costs, a block is larger.
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+
+#: Least and most rows of a block.
+LEAST_ROWS, MOST_ROWS = 256, {"cpu": 4096, "cuda": 2**20}
+
+#: Activations of up to this many bytes are stored while output weights are refitted.
+STORED_BYTES = 2**28
+
+
+class HiddenLayer:
+    """The map from unit directions to their activations on one set of rows.
+
+    Parameters
+    ----------
+    Z : torch.Tensor of shape (n, k)
+        Whitened rows, float32 or float64, on any device.
+    """
+
+    def __init__(self, Z: Tensor) -> None:
+        self.Z = Z
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and of coordinates (n, k)."""
+        return self.Z.shape[0], self.Z.shape[1]
+
+    def take(self, rows: Tensor) -> HiddenLayer:
+        """Return the layer on some of the rows."""
+        return HiddenLayer(self.Z[rows])
+
+    def blocks(self, width: int) -> Iterator[slice]:
+        """Yield slices of rows such that `width` numbers a row make a block."""
+        kind = self.Z.device.type
+        n, most = len(self.Z), BLOCK_ELEMENTS[kind] // max(1, width)
+        size = min(max(most, LEAST_ROWS), MOST_ROWS[kind])
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
+
+    def products(self, Q: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield rows, their block of Z and ``Z Q`` (rows, S) in the precision of Q (k, S)."""
+        buffer = None
+        for rows in self.blocks(Q.shape[1]):
+            Z = self.Z[rows].to(Q.dtype)
+            if buffer is None or len(buffer) != len(Z):
+                buffer = Q.new_empty(len(Z), Q.shape[1])
+            yield rows, Z, torch.mm(Z, Q, out=buffer)
+
+    def fit(self, Q: Tensor, V: Tensor) -> Tensor:
+        """Return ``(Z Q)_+ V`` (n, C) for directions Q (k, m) and output weights V (m, C)."""
+        F = V.new_empty(len(self.Z), V.shape[1])
+        for rows, _, H in self.products(Q):
+            torch.mm(H.clamp_min_(0), V, out=F[rows])
+        return F
+
+    def activations(self, Q: Tensor) -> Activations:
+        """Return the activations of directions Q (k, m), stored if they are few."""
+        n, m = self.shape[0], Q.shape[1]
+        if Q.element_size() * n * m > max(STORED_BYTES, self.Z.element_size() * self.Z.numel()):
+            return ComputedActivations(self, Q)
+        A = Q.new_empty(n, m)
+        for rows in self.blocks(m):
+            torch.mm(self.Z[rows].to(Q.dtype), Q, out=A[rows])
+        return StoredActivations(A.clamp_min_(0))
+
+    def correlations(self, Lambda: Tensor, Q: Tensor) -> Tensor:
+        """Return ``Lambda^T (Z Q)_+`` (C, S)."""
+        T = Q.new_zeros(Lambda.shape[1], Q.shape[1])
+        for rows, _, H in self.products(Q):
+            T.addmm_(Lambda[rows].to(Q.dtype).T, H.clamp_min_(0))
+        return T
+
+    def ascent(self, Lambda: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values ``|Lambda^T (Z q)_+|`` (S,) and their gradients (k, S)."""
+        gradient = torch.zeros_like(Q)
+        if Lambda.shape[1] == 1:
+            for rows, Z, H in self.products(Q):
+                gradient.addmm_((Lambda[rows].to(Q.dtype) * Z).T, H.gt_(0))
+            T = (Q * gradient).sum(dim=0)  # homogeneous of degree one
+            return T.abs(), gradient * T.sign()
+        T = self.correlations(Lambda, Q)
+        directions = torch.nn.functional.normalize(T, dim=0)
+        for rows, Z, H in self.products(Q):
+            slopes = Lambda[rows].to(Q.dtype) @ directions
+            gradient.addmm_(Z.T, slopes.mul_(H.gt_(0)))
+        return torch.linalg.vector_norm(T, dim=0), gradient
+
+    def loss(
+        self, loss: Loss, Y: Tensor, p: Tensor, Q: Tensor, V: Tensor, b: Tensor
+    ) -> tuple[float, Tensor, Tensor, Tensor]:
+        """Return the mean loss of a network and its gradients.
+
+        Parameters
+        ----------
+        loss : Loss
+        Y : torch.Tensor of shape (n, C)
+        p : torch.Tensor of shape (n,)
+        Q : torch.Tensor of shape (k, m)
+            Hidden weights; their precision is that of the products.
+        V : torch.Tensor of shape (m, C)
+        b : torch.Tensor of shape (C,)
+
+        Returns
+        -------
+        value : float
+        dQ : torch.Tensor of shape (k, m)
+        dV : torch.Tensor of shape (m, C)
+        db : torch.Tensor of shape (C,)
+        """
+        dQ, dV, db = torch.zeros_like(Q), torch.zeros_like(V), Y.new_zeros(V.shape[1])
+        value, single = Y.new_zeros(()), V.shape[1] == 1
+        for rows, Z, H in self.products(Q):
+            F = H.clamp_min_(0) @ V + b
+            value += loss.value(F.to(Y.dtype), Y[rows], p[rows])
+            G = loss.gradient(F.to(Y.dtype), Y[rows], p[rows])
+            db += G.sum(dim=0)
+            G = G.to(Q.dtype)
+            if single:
+                dQ.addmm_((G * Z).T, H.gt_(0))
+                continue
+            dV.addmm_(H.T, G)
+            dQ.addmm_(Z.T, (G @ V.T).mul_(H.gt_(0)))
+        if single:  # the slopes of a unit are its activity times G, up to its own output weight
+            dV = (Q * dQ).sum(dim=0)[:, None]
+            dQ *= V.T
+        return float(value), dQ, dV, db
+
+    def nearest(self, Q: Tensor, count: int) -> Tensor:
+        """Return the rows (count, S) whose hyperplanes are nearest to each direction (k, S)."""
+        best: list[tuple[Tensor, Tensor]] = []
+        for rows, _, H in self.products(Q):
+            values, index = H.abs_().topk(min(count, len(H)), dim=0, largest=False)
+            best.append((values, index + rows.start))
+        values, index = (torch.cat(parts) for parts in zip(*best, strict=True))
+        order = values.topk(min(count, len(values)), dim=0, largest=False).indices
+        return index.gather(0, order)
+
+
+class Activations(ABC):
+    """Activations (n, m) of fixed units, known by their products with other matrices."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of rows and their activations (rows, m)."""
+
+    @abstractmethod
+    def columns(self, units: Tensor) -> Activations:
+        """Return the activations of some of the units."""
+
+    @abstractmethod
+    def centred(self, centre: Tensor) -> Activations:
+        """Return the activations less `centre` (m,) in every row."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and units (n, m)."""
+
+    def fit(self, V: Tensor) -> Tensor:
+        """Return ``A V`` (n, C) for V (m, C)."""
+        F = V.new_empty(self.shape[0], V.shape[1])
+        for rows, A in self.blocks():
+            torch.mm(A, V, out=F[rows])
+        return F
+
+    def correlations(self, G: Tensor) -> Tensor:
+        """Return ``A^T G`` (m, C) for G (n, C)."""
+        T = G.new_zeros(self.shape[1], G.shape[1])
+        for rows, A in self.blocks():
+            T.addmm_(A.T, G[rows])
+        return T
+
+    def means(self, p: Tensor) -> Tensor:
+        """Return ``A^T p`` (m,) for row weights p (n,)."""
+        return self.correlations(p[:, None])[:, 0]
+
+    def gram(self, W: Tensor) -> Tensor:
+        """Return ``A^T diag(W_c) A`` (C, m, m) for row weights W (n, C)."""
+        m = self.shape[1]
+        H = W.new_zeros(W.shape[1], m, m)
+        for rows, A in self.blocks():
+            for H_c, w in zip(H, W[rows].T, strict=True):
+                H_c.addmm_((w[:, None] * A).T, A)
+        return H
+
+
+class StoredActivations(Activations):
+    """Activations that are in memory.
+
+    Parameters
+    ----------
+    A : torch.Tensor of shape (n, m)
+    """
+
+    def __init__(self, A: Tensor) -> None:
+        self.A = A
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows in HiddenLayer(self.A).blocks(self.A.shape[1]):
+            yield rows, self.A[rows]
+
+    def columns(self, units: Tensor) -> Activations:
+        return StoredActivations(self.A[:, units])
+
+    def centred(self, centre: Tensor) -> Activations:
+        return StoredActivations(self.A - centre)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.A.shape[0], self.A.shape[1]
+
+
+class ComputedActivations(Activations):
+    """Activations that are computed anew, a block of rows at a time, whenever they are needed.
+
+    Parameters
+    ----------
+    layer : HiddenLayer
+    Q : torch.Tensor of shape (k, m)
+    centre : torch.Tensor of shape (m,), default=None
+        Subtracted from every row.
+    """
+
+    def __init__(self, layer: HiddenLayer, Q: Tensor, centre: Tensor | None = None) -> None:
+        self.layer, self.Q = layer, Q
+        self.centre = Q.new_zeros(Q.shape[1]) if centre is None else centre
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows, _, H in self.layer.products(self.Q):
+            yield rows, H.clamp_min_(0).sub_(self.centre)
+
+    def columns(self, units: Tensor) -> Activations:
+        return ComputedActivations(self.layer, self.Q[:, units], self.centre[units])
+
+    def centred(self, centre: Tensor) -> Activations:
+        return ComputedActivations(self.layer, self.Q, self.centre + centre)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layer.shape[0], self.Q.shape[1]
