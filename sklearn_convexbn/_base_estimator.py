@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sklearn_convexbn import solvers
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
-from sklearn_convexbn._encoding import TrainingData
+from sklearn_convexbn._encoding import ACCEPTED_X, TrainingData
 from sklearn_convexbn._network import Network, forward, to_torch
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
@@ -69,8 +69,13 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         self.random_state = random_state
         self.verbose = verbose
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     @abstractmethod
-    def _encode(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
         """Return validated data as canonical rows with encoded targets."""
 
     def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
@@ -108,7 +113,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     def _raw_predict(self, X: Any) -> np.ndarray:
         """Return the network's output (n, C)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, X, **ACCEPTED_X, reset=False)
         return forward(X, self.coefs_, self.intercepts_, getattr(self, "gates_", None))
 
     def to_torch(self, fold: bool = False) -> Any:

@@ -15,7 +15,13 @@ from sklearn.utils.validation import column_or_1d
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
 from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._device import resolve_device
-from sklearn_convexbn._encoding import TrainingData, classification_data, loss_for, regression_data
+from sklearn_convexbn._encoding import (
+    ACCEPTED_X,
+    TrainingData,
+    classification_data,
+    loss_for,
+    regression_data,
+)
 from sklearn_convexbn._foreign import Layers, read_network
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._network import Network, forward, neurons_of_network
@@ -138,7 +144,7 @@ def certify(
         as the batch, whatever mode the module is in; its eps counts, its running statistics do
         not. Outputs for classes are logits, in the sorted order of the labels: one output or
         two for two classes.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Training data, as the network takes it.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Training target: numbers for regression, labels (n_samples,) for classification.
@@ -284,7 +290,7 @@ def _training_data(
     labels = loss == "log_loss" if layers.estimator is None else is_classifier(layers.estimator)
     if loss not in ("squared_error", "log_loss") or (loss == "log_loss" and not labels):
         raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
-    X, y = check_X_y(X, y, dtype=np.float64, multi_output=True, y_numeric=not labels)
+    X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=not labels)
     n_features, n_outputs = len(layers.coefs[0]), layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
@@ -328,12 +334,13 @@ def _check_outputs(layers: Layers, data: TrainingData, loss: str) -> None:
 
 def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Whitening) -> Neurons:
     """Return the network in the whitened coordinates, where it computes the same function."""
+    X = data.rows.to_array()
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        network = layers.folded(data.X, data.weights)
-        output = forward(data.X, network.coefs, network.intercepts)
+        network = layers.folded(X, data.weights)
+        output = forward(X, network.coefs, network.intercepts)
     if not np.isfinite(output).all():
         raise ValueError("The network's output on X is not finite.")
-    _check_expressible(network, data.X, whitening)
+    _check_expressible(network, X, whitening)
     neurons = neurons_of_network(network, whitening, target=data.target)
     if not problem.fit_intercept and neurons.intercept.any():
         raise ValueError(

@@ -8,8 +8,11 @@ row given twice then lead to the same arrays, bit for bit, and so to the same ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from sklearn_convexbn._rows import Rows
 
 
 @dataclass(frozen=True)
@@ -18,26 +21,25 @@ class CanonicalData:
 
     Attributes
     ----------
-    X : ndarray of shape (n, d)
+    rows : Rows
+        n distinct rows of X.
     y : ndarray of shape (n,) or (n, C)
         Targets of the rows, as given (class labels stay class codes).
     weights : ndarray of shape (n,)
         Positive; the weight of a row is the sum over the rows merged into it.
     """
 
-    X: np.ndarray
+    rows: Rows
     y: np.ndarray
     weights: np.ndarray
 
 
-def canonical_data(
-    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None
-) -> CanonicalData:
+def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = None) -> CanonicalData:
     """Drop rows of zero weight, merge equal rows (X and y) and fix the order of the rows.
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
+    X : ndarray or sparse matrix of shape (n, d)
     y : ndarray of shape (n,) or (n, C)
     sample_weight : ndarray of shape (n,), default=None
         Non-negative; None means one each.
@@ -45,48 +47,63 @@ def canonical_data(
     Returns
     -------
     CanonicalData
+        It refers to X, which is not copied.
     """
-    weights = np.ones(X.shape[0]) if sample_weight is None else np.asarray(sample_weight, float)
-    keep = weights > 0
-    if not keep.all():
-        X, y, weights = X[keep], y[keep], weights[keep]
-    order = _content_order(X, y, weights)
-    X, y, weights = X[order], y[order], weights[order]
-    first = np.ones(X.shape[0], dtype=bool)
-    columns = y.reshape(X.shape[0], -1)
-    first[1:] = (X[1:] != X[:-1]).any(axis=1) | (columns[1:] != columns[:-1]).any(axis=1)
-    return CanonicalData(X[first], y[first], np.add.reduceat(weights, np.flatnonzero(first)))
+    rows = Rows(X)
+    weights = np.ones(len(rows)) if sample_weight is None else np.asarray(sample_weight, float)
+    index = np.flatnonzero(weights > 0)
+    rows, y, weights = rows.take(index), y[index], weights[index]
+    hashes = _row_hashes(rows)
+    order = _content_order(rows, hashes, y, weights)
+    rows, y, weights, hashes = rows.take(order), y[order], weights[order], hashes[order]
+    repeated = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
+    columns = y.reshape(len(rows), -1)
+    repeated = repeated[(columns[repeated] == columns[repeated - 1]).all(axis=1)]
+    repeated = repeated[_equal(rows, repeated, repeated - 1)]
+    first = np.ones(len(rows), dtype=bool)
+    first[repeated] = False
+    first = np.flatnonzero(first)
+    return CanonicalData(rows.take(first), y[first], np.add.reduceat(weights, first))
 
 
-def _content_order(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _content_order(
+    rows: Rows, hashes: np.ndarray, y: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Return a sorting permutation that depends on the content of the rows alone.
 
     Rows are sorted by a 64-bit hash of X, then by y. Should two different rows share a hash
     (probability about n^2 / 2^65), it cannot order them and a full lexicographic sort of X is
     used. The weight is the last key, so that sums of weights do not depend on row order either.
     """
-    hashes = _row_hashes(X)
-    targets = y.reshape(X.shape[0], -1).T
+    targets = y.reshape(len(rows), -1).T
     order = np.lexsort((weights, *targets, hashes))
     ties = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    if (X[order[ties]] != X[order[ties + 1]]).any():
-        order = np.lexsort((weights, *targets, *X.T))
+    if not _equal(rows, order[ties], order[ties + 1]).all():
+        order = np.lexsort((weights, *targets, *rows.to_array().T))
     return order
 
 
-def _row_hashes(X: np.ndarray, block: int = 4096) -> np.ndarray:
+def _equal(rows: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return whether the rows of two indices (m,) are equal, pair by pair."""
+    equal = np.ones(len(left), dtype=bool)
+    a, b = rows.take(left), rows.take(right)
+    for part in a.slices():
+        equal[part] = (a[part] == b[part]).all(axis=1)
+    return equal
+
+
+def _row_hashes(X: Rows) -> np.ndarray:
     """Hash the rows of X (n, d), bit-exactly and without regard to their position."""
     n, d = X.shape
     draws = np.random.default_rng(d).integers(1, 2**63, size=d, dtype=np.uint64)
     multipliers = draws | np.uint64(1)
     hashes = np.empty(n, dtype=np.uint64)
-    for start in range(0, n, block):
+    for rows, block in X.blocks():
         # Adding zero turns -0.0 into 0.0, which compares equal and must hash equal.
-        rows = np.ascontiguousarray(X[start : start + block], dtype=np.float64) + 0.0
-        words = rows.view(np.uint64)
+        words = (np.ascontiguousarray(block) + 0.0).view(np.uint64)
         words = (words ^ (words >> np.uint64(29))) * multipliers
         words ^= words >> np.uint64(32)
-        hashes[start : start + block] = (words * multipliers).sum(axis=1, dtype=np.uint64)
+        hashes[rows] = (words * multipliers).sum(axis=1, dtype=np.uint64)
     return hashes
 
 

@@ -17,6 +17,10 @@ from sklearn_convexbn._data import (
     scale_target,
 )
 from sklearn_convexbn._losses import LOSSES, Loss
+from sklearn_convexbn._rows import Rows
+
+#: What X may be, as arguments of validation: it is read a block of rows at a time, in float64.
+ACCEPTED_X: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class TrainingData:
 
     Attributes
     ----------
-    X : ndarray of shape (n, d)
-        Distinct rows in canonical order.
+    rows : Rows
+        n distinct rows of X in canonical order.
     Y : ndarray of shape (n, C)
         Encoded (and scaled) targets.
     weights : ndarray of shape (n,)
@@ -39,7 +43,7 @@ class TrainingData:
         The labels of a classification target, sorted; empty for regression.
     """
 
-    X: np.ndarray
+    rows: Rows
     Y: np.ndarray
     weights: np.ndarray
     loss: Loss
@@ -59,13 +63,13 @@ def loss_for(y: Any) -> str:
 
 
 def regression_data(
-    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, *, fit_intercept: bool
+    X: Any, y: np.ndarray, sample_weight: np.ndarray, *, fit_intercept: bool
 ) -> TrainingData:
     """Encode a regression target: centred (with an intercept) and scaled to unit variance.
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
+    X : ndarray or sparse matrix of shape (n, d)
     y : ndarray of shape (n,) or (n, C)
     sample_weight : ndarray of shape (n,)
         Non-negative.
@@ -77,13 +81,13 @@ def regression_data(
     """
     data = canonical_data(X, np.asarray(y, dtype=np.float64), sample_weight)
     Y, target = scale_target(
-        data.y.reshape(len(data.X), -1), data.weights, fit_intercept=fit_intercept
+        data.y.reshape(len(data.rows), -1), data.weights, fit_intercept=fit_intercept
     )
-    return TrainingData(data.X, Y, data.weights, LOSSES["squared"], target=target)
+    return TrainingData(data.rows, Y, data.weights, LOSSES["squared"], target=target)
 
 
 def classification_data(
-    X: np.ndarray,
+    X: Any,
     y: np.ndarray,
     sample_weight: np.ndarray,
     *,
@@ -94,7 +98,7 @@ def classification_data(
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
+    X : ndarray or sparse matrix of shape (n, d)
     y : ndarray of shape (n,)
         Labels.
     sample_weight : ndarray of shape (n,)
@@ -114,18 +118,19 @@ def classification_data(
     weights = sample_weight
     if isinstance(class_weight, dict):
         weights = weights * _weights_of_labels(y, class_weight)
-    classes, codes = np.unique(y[weights > 0], return_inverse=True)
+    classes = np.unique(y[weights > 0])
     if len(classes) < 2:
         raise ValueError(
             "Classification needs samples of at least 2 classes with positive weight, but the "
             f"data contains only one class: {classes.tolist()}."
         )
-    data = canonical_data(X[weights > 0], codes, weights[weights > 0])
+    codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)  # those of weight 0 drop out
+    data = canonical_data(X, codes, weights)
     weights = data.weights
     if class_weight == "balanced":
         weights = weights * balanced_class_weights(data.y, weights, len(classes))[data.y]
     Y, of_labels = _encode(data.y, len(classes), loss)
-    return TrainingData(data.X, Y, weights, of_labels, classes=classes)
+    return TrainingData(data.rows, Y, weights, of_labels, classes=classes)
 
 
 def _weights_of_labels(y: np.ndarray, class_weight: dict[Any, float]) -> np.ndarray:

@@ -19,7 +19,12 @@ from sklearn_convexbn._compat import (
     check_sample_weight,
     with_callbacks,
 )
-from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
+from sklearn_convexbn._encoding import (
+    ACCEPTED_X,
+    TrainingData,
+    classification_data,
+    regression_data,
+)
 from sklearn_convexbn._losses import softmax
 from sklearn_convexbn._training import TrainingSettings
 
@@ -159,7 +164,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative. A weight of 2 equals the row twice, 0 equals no row.
@@ -181,15 +186,13 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
             self._train(data, TrainingSettings.of(self.get_params(deep=False)), hooks)
         return self
 
-    def _validated(
-        self, X: Any, y: Any, sample_weight: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        X, y = validate_data(self, X, y, **ACCEPTED_X, multi_output=True, y_numeric=True)
         self._single_output = np.ndim(y) == 1
         return X, y, check_sample_weight(sample_weight, X)
 
-    def _encode(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
         return regression_data(X, y, sample_weight, fit_intercept=self.fit_intercept)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -197,7 +200,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
 
         Returns
         -------
@@ -407,7 +410,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -431,16 +434,14 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
             self._train(data, TrainingSettings.of(self.get_params(deep=False)), hooks)
         return self
 
-    def _validated(
-        self, X: Any, y: Any, sample_weight: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = validate_data(self, X, y, **ACCEPTED_X)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return X, y, check_sample_weight(sample_weight, X)
 
-    def _encode(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
         return classification_data(
             X, y, sample_weight, loss=self.loss, class_weight=self.class_weight
         )
@@ -450,7 +451,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
 
         Returns
         -------
@@ -465,7 +466,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
 
         Returns
         -------
@@ -481,7 +482,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
 
         Returns
         -------
@@ -497,7 +498,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
 
         Returns
         -------

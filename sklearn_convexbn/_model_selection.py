@@ -165,7 +165,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative; weigh rows in the fits and in the scores.
@@ -358,7 +358,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
         y : array-like of shape (n_samples,)
             Labels.
         sample_weight : array-like of shape (n_samples,), default=None

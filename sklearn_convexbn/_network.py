@@ -9,6 +9,7 @@ import numpy as np
 
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening
 
 #: Added to the variance by the exported BatchNorm1d: below rounding for every unit that
@@ -42,8 +43,8 @@ class Network:
     gates: np.ndarray | None = None
     n_components: int | None = None
 
-    def forward(self, X: np.ndarray) -> np.ndarray:
-        """Return the output (n, C) for rows X (n, d)."""
+    def forward(self, X: Any) -> np.ndarray:
+        """Return the output (n, C) for rows X (n, d), dense or sparse."""
         return forward(X, self.coefs, self.intercepts, self.gates)
 
 
@@ -128,18 +129,23 @@ def neurons_of_network(
 
 
 def forward(
-    X: np.ndarray,
+    X: Any,
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     gates: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the network's output (n, C) for rows X (n, d)."""
-    hidden = X @ coefs[0] + intercepts[0]
-    if gates is None:
-        np.maximum(hidden, 0.0, out=hidden)
-    else:
-        hidden *= X @ gates[:-1] + gates[-1] >= 0
-    return hidden @ coefs[1] + intercepts[1]
+    """Return the network's output (n, C) for rows X (n, d), dense or sparse, or `Rows`."""
+    rows = X if isinstance(X, Rows) else Rows(X)
+    F = np.empty((len(rows), coefs[1].shape[1]))
+    for block in rows.slices(coefs[0].shape[1]):
+        part = rows.multipliable(block)
+        hidden = part @ coefs[0] + intercepts[0]
+        if gates is None:
+            np.maximum(hidden, 0.0, out=hidden)
+        else:
+            hidden *= part @ gates[:-1] + gates[-1] >= 0
+        F[block] = hidden @ coefs[1] + intercepts[1]
+    return F
 
 
 def to_torch(

@@ -14,7 +14,13 @@ from sklearn.utils.validation import column_or_1d
 from sklearn_convexbn import solvers
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
 from sklearn_convexbn._correlation import proven_bound, searched_directions
-from sklearn_convexbn._encoding import TrainingData, classification_data, loss_for, regression_data
+from sklearn_convexbn._encoding import (
+    ACCEPTED_X,
+    TrainingData,
+    classification_data,
+    loss_for,
+    regression_data,
+)
 from sklearn_convexbn._network import Network
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
@@ -74,7 +80,7 @@ def alpha_max(
 
     Parameters
     ----------
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Numbers for "squared_error", labels for "log_loss".
     loss : {"squared_error", "log_loss"}, default=None
@@ -162,7 +168,7 @@ def convexbn_path(
 
     Parameters
     ----------
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Numbers for "squared_error", labels for "log_loss".
     eps : float, default=1e-3
@@ -256,7 +262,7 @@ def path_data(
     """Validate and encode the data of a path function."""
     loss = loss or loss_for(y)
     numeric = loss == "squared_error"
-    X, y = check_X_y(X, y, dtype=np.float64, multi_output=True, y_numeric=numeric)
+    X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=numeric)
     weights = check_sample_weight(sample_weight, X)
     if numeric:
         return regression_data(X, y, weights, fit_intercept=fit_intercept)

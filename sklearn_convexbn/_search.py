@@ -26,6 +26,9 @@ from torch import Tensor
 
 from sklearn_convexbn._hidden_layer import HiddenLayer
 
+#: Searches of more rows than this are steered by a random subset of so many.
+STEERING_ROWS = 20_000
+
 #: Starts that ascend together, and rows times circles that are sorted together.
 TOGETHER, CIRCLE_ELEMENTS = 256, 2**18
 
@@ -191,6 +194,47 @@ def distinct_violators(
     return np.array(chosen, dtype=np.intp)
 
 
+def _rows(layer: HiddenLayer, rows: np.ndarray) -> np.ndarray:
+    """Return some rows of Z (*rows.shape, k)."""
+    index = torch.as_tensor(rows, device=layer.Z.device)
+    return layer.Z[index].double().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Dual:
+    """A dual point (n, C) on the rows of a layer, and the same in float32 at the scale of one.
+
+    The scale keeps float32 away from underflow; ascent does not depend on it.
+    """
+
+    layer: HiddenLayer
+    Lambda: Tensor
+    scaled: Tensor
+
+    @classmethod
+    def of(cls, layer: HiddenLayer, Lambda: Tensor) -> _Dual:
+        return cls(layer, Lambda, (Lambda / max(float(Lambda.abs().max()), 1e-300)).float())
+
+    def ascended(self, starts: Tensor, first: Tensor | float, n_steps: int) -> Tensor:
+        """Return unit directions (k, S), float64, that ascent from starts (k, S) ends in."""
+        _, Q = ascend(self.layer, self.scaled, starts.float(), n_steps=n_steps, first=first)
+        return torch.nn.functional.normalize(Q.double(), dim=0)
+
+    def values(self, directions: Tensor) -> np.ndarray:
+        """Return ``|Lambda^T (Z q)_+|`` (S,) in float64 for directions (k, S)."""
+        T = self.layer.correlations(self.Lambda, directions)
+        return torch.linalg.vector_norm(T, dim=0).cpu().numpy()
+
+    def best(self, directions: Tensor) -> Tensor:
+        """Return the best of the directions (k, S), pairwise apart, in float32."""
+        Q = directions.float()
+        values = torch.linalg.vector_norm(self.layer.correlations(self.scaled, Q), dim=0)
+        chosen = distinct_violators(
+            values.cpu().numpy(), Q.cpu().numpy(), -np.inf, most=TOGETHER, cosine=SAME
+        )
+        return Q[:, torch.as_tensor(chosen, device=Q.device)]
+
+
 @dataclass
 class Search:
     """Searches of one run: they share their random numbers and the maxima met so far.
@@ -219,8 +263,12 @@ class Search:
         n_circles: int,
         n_steps: int,
         n_generations: int,
+        steered: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search from fresh starts, given ones and earlier maxima, then around the best.
+
+        Where rows are more than `STEERING_ROWS`, circles are sorted on a random subset of that
+        size; the values returned are always those on all rows.
 
         Parameters
         ----------
@@ -235,6 +283,8 @@ class Search:
             Ascent steps.
         n_generations : int
             How often new circles are drawn through the best maxima so far.
+        steered : bool, default=False
+            Whether starts may ascend on the subset, and only the best on all rows from there.
 
         Returns
         -------
@@ -243,27 +293,34 @@ class Search:
         directions : ndarray of shape (k, S)
             Unit columns.
         """
-        L = torch.as_tensor(Lambda, device=self.layer.Z.device)
-        # Scaling keeps float32 away from underflow; the ascent does not depend on it.
-        L32 = (L / max(float(L.abs().max()), 1e-300)).float()
-
-        def ascended(starts: Tensor, first: Tensor | float) -> tuple[np.ndarray, np.ndarray]:
-            _, Q = ascend(self.layer, L32, starts, n_steps=n_steps, first=first)
-            Q = torch.nn.functional.normalize(Q.double(), dim=0)
-            values = torch.linalg.vector_norm(self.layer.correlations(L, Q), dim=0)
-            return values.cpu().numpy(), Q.cpu().numpy()
-
-        starts, first = self._starts(units, n_starts)
-        values, directions = ascended(self._tensor(starts), self._tensor(first))
+        whole = _Dual.of(self.layer, torch.as_tensor(Lambda, device=self.layer.Z.device))
+        part = self._subset(whole)
+        starts, first = map(self._tensor, self._starts(units, n_starts))
+        if steered and part is not whole:
+            near = whole.best(part.ascended(starts, first, n_steps))
+            found = whole.ascended(near, NEAR, n_steps // 2)
+        else:
+            found = whole.ascended(starts, first, n_steps)
+        values, directions = whole.values(found), found.cpu().numpy()
         for generation in range(n_generations):
             self._remember(values, directions, units)
-            circles = self._circles(units, n_circles, whole=generation % 2 == 1)
-            more = ascended(
-                circle_maxima(self.layer, L32, *map(self._tensor, circles)), CIRCLE_STEP
-            )
-            values, directions = np.concatenate([values, more[0]]), np.hstack([directions, more[1]])
+            circles = self._circles(part, units, n_circles, whole=generation % 2 == 1)
+            starts = circle_maxima(part.layer, part.scaled, *map(self._tensor, circles))
+            starts = starts if part is whole else whole.best(starts)
+            found = whole.ascended(starts, CIRCLE_STEP, n_steps)
+            values = np.concatenate([values, whole.values(found)])
+            directions = np.hstack([directions, found.cpu().numpy()])
         self._remember(values, directions, units)
         return values, directions
+
+    def _subset(self, whole: _Dual) -> _Dual:
+        """Return the dual point on a random subset of the rows, or on all if they are few."""
+        n = self.layer.shape[0]
+        if n <= STEERING_ROWS:
+            return whole
+        rows = self.random_state.randint(n, size=STEERING_ROWS)
+        index = torch.as_tensor(np.sort(rows), device=self.layer.Z.device)
+        return _Dual(self.layer.take(index), whole.Lambda[index], whole.scaled[index])
 
     def _starts(self, units: np.ndarray, n_starts: int) -> tuple[np.ndarray, np.ndarray]:
         """Return starts (k, S) and the lengths (S,) of their first steps."""
@@ -273,7 +330,7 @@ class Search:
         rows = self.random_state.randint(n, size=(n_near, n_rows))
         parts = [
             self._through_rows(self.random_directions(n_far)),
-            vertices(self.random_directions(n_near), self._rows(rows)),
+            vertices(self.random_directions(n_near), _rows(self.layer, rows)),
             units,
         ]
         if self.maxima is not None:
@@ -285,11 +342,6 @@ class Search:
         """Return an array in float32 on the device."""
         return torch.as_tensor(a, device=self.layer.Z.device).float()
 
-    def _rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return some rows of Z (*rows.shape, k)."""
-        index = torch.as_tensor(rows, device=self.layer.Z.device)
-        return self.layer.Z[index].double().cpu().numpy()
-
     def _through_rows(self, directions: np.ndarray) -> np.ndarray:
         """Move every other hyperplane (k, S) in parallel until it passes through a random row.
 
@@ -298,12 +350,12 @@ class Search:
         """
         moved = directions.copy()
         rows = (special.ndtr(moved[-1, ::2]) * self.layer.shape[0]).astype(np.intp)
-        through = self._rows(rows)[:, :-1]
+        through = _rows(self.layer, rows)[:, :-1]
         moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], through)
         return moved
 
     def _circles(
-        self, units: np.ndarray, count: int, *, whole: bool
+        self, dual: _Dual, units: np.ndarray, count: int, *, whole: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return circles through neurons, maxima or their antipodes as orthonormal pairs (k, S).
 
@@ -317,10 +369,10 @@ class Search:
         bases = pool[:, self.random_state.randint(size, size=count)]
         bases = np.where(np.arange(count) % 2 == 1, -bases, bases)
         kept = 0 if whole else max(0, min(k - 2, VERTEX_ROWS))
-        nearest = self.layer.nearest(self._tensor(bases), kept + 1).T.cpu().numpy()
+        nearest = dual.layer.nearest(self._tensor(bases), kept + 1).T.cpu().numpy()
         dropped = self.random_state.randint(kept + 1, size=count)
         others = np.arange(kept) + (np.arange(kept) >= dropped[:, None])
-        rows = self._rows(np.take_along_axis(nearest, others, axis=1))
+        rows = _rows(dual.layer, np.take_along_axis(nearest, others, axis=1))
         fixed = np.concatenate([bases.T[:, None], rows], axis=1)[:, : k - 1]
         tangents = vertices(self.random_directions(count), fixed)
         lengths = np.linalg.norm(tangents, axis=0)

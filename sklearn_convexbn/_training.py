@@ -26,7 +26,7 @@ from sklearn_convexbn._device import resolve_device
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn._problem import Neurons, Problem
-from sklearn_convexbn._whitening import Whitening, whiten
+from sklearn_convexbn._whitening import Whitening, whitening_of
 
 #: What the parameters that state a problem may be, as scikit-learn's constraints.
 PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
@@ -52,6 +52,11 @@ FIT_CONSTRAINTS: dict[str, list[Any]] = {
     "max_iter": [Interval(Integral, 1, None, closed="left")],
     "verbose": ["verbose"],
 }
+
+
+#: Whitened rows of this many numbers or more are stored in float32 if the tolerance is at least
+#: this: rounding moves the objective by much less.
+COMPACT_NUMBERS, COMPACT_TOLERANCE = 2**20, 1e-3
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,20 @@ def state_problem(
     n_components: int | float | None,
     shrinkage: float | str,
     activation: str = "relu",
+    compact: bool = False,
 ) -> tuple[Problem, Whitening]:
-    """Whiten the rows and state the problem, without a list of arrangements."""
-    Z, whitening = whiten(data.X, data.weights, n_components=n_components, shrinkage=shrinkage)
+    """Whiten the rows and state the problem, without a list of arrangements.
+
+    `compact` stores the whitened rows in float32 where they are many and outnumber their columns.
+    """
+    whitening = whitening_of(
+        data.rows, data.weights, n_components=n_components, shrinkage=shrinkage
+    )
+    n, k = len(data.rows), whitening.n_components + 1
+    check_rows_fit(n, k)
+    compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
     problem = Problem(
-        Z=Z,
+        Z=whitening.transform(data.rows, np.float32 if compact else np.float64),
         Y=data.Y,
         p=data.weights / data.weights.sum(),
         loss=data.loss,
@@ -206,6 +220,7 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
         n_components=settings.n_components,
         shrinkage=settings.shrinkage,
         activation=settings.activation,
+        compact=settings.tol >= COMPACT_TOLERANCE and _is_pursuit(settings),
     )
     solver = choose_solver(settings.solver, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
@@ -259,6 +274,13 @@ def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Sol
     return solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
 
 
+def _is_pursuit(settings: TrainingSettings) -> bool:
+    """Return whether a problem of many rows goes to the pursuit, which reads float32 rows."""
+    if settings.solver == "auto":
+        return settings.activation == "relu"
+    return settings.solver == "pursuit" or isinstance(settings.solver, solvers.Pursuit)
+
+
 def with_arrangements(
     problem: Problem, whitening: Whitening, solver: solvers.Solver, settings: TrainingSettings
 ) -> Problem:
@@ -295,6 +317,23 @@ def check_memory(problem: Problem, n_gates: int) -> None:
             f"{needed / 2**30:.1f} GiB (an estimate), more than this machine's "
             f"{available / 2**30:.1f} GiB. Lower n_gates, or use activation='relu' with "
             "solver='pursuit', which needs no list of gates."
+        )
+
+
+def check_rows_fit(n: int, k: int) -> None:
+    """Refuse whitened rows (n, k) that cannot fit into this machine's memory.
+
+    Raises
+    ------
+    ValueError
+        With an estimate of what is needed.
+    """
+    needed, available = 8 * n * k, physical_memory()
+    if available is not None and needed > 0.8 * available:
+        raise ValueError(
+            f"{n} rows whitened in {k - 1} directions need about {needed / 2**30:.1f} GiB (an "
+            f"estimate), more than this machine's {available / 2**30:.1f} GiB. Keep fewer "
+            "directions with n_components."
         )
 
 

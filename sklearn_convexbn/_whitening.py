@@ -10,9 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from scipy import linalg
+
+from sklearn_convexbn._rows import BLOCK_NUMBERS, Rows
+
+#: The decomposition is randomized where the smaller side of X is at least this size and at least
+#: this many times the number of components; so many more directions than asked for take part
+#: in so many iterations.
+RANDOMIZED_SIZE, RANDOMIZED_SHARE, OVERSAMPLING, SUBSPACE_ITERATIONS = 1000, 10, 20, 6
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ class Whitening:
         Diagonal of Z^T diag(p) Z: ones, or below/above one where shrinkage damps or
         amplifies a direction; the last entry belongs to the column of ones.
     singular_values : ndarray of shape (r,)
-        Singular values of the centred (weighted) X up to its rank, decreasing.
+        Singular values of the centred (weighted) X up to its rank, decreasing; only those kept
+        where the decomposition was randomized.
     explained_variance_ratio : ndarray of shape (r,)
     shrinkage : float
         The shrinkage used, in [0, 1].
@@ -50,10 +59,15 @@ class Whitening:
         """Number of directions kept."""
         return int(self.scales.shape[0])
 
-    def transform(self, X: np.ndarray) -> np.ndarray:
-        """Map rows of X (n, d) to rows of Z (n, k + 1); the last column is ones."""
-        Z = np.empty((X.shape[0], self.n_components + 1))
-        np.divide((X - self.mean) @ self.components, self.scales, out=Z[:, :-1])
+    def transform(self, X: Any, dtype: type = np.float64) -> np.ndarray:
+        """Map rows of X (n, d), or :class:`Rows`, to rows of Z (n, k + 1); the last column is ones.
+
+        Computed in float64 and stored as `dtype`.
+        """
+        rows = X if isinstance(X, Rows) else Rows(X)
+        Z: np.ndarray = np.empty((len(rows), self.n_components + 1), dtype=dtype)
+        for block, part in rows.blocks():
+            Z[block, :-1] = (part - self.mean) @ self.components / self.scales
         Z[:, -1] = 1.0
         return Z
 
@@ -64,7 +78,7 @@ class Whitening:
 
 
 def whiten(
-    X: np.ndarray,
+    X: Any,
     weights: np.ndarray,
     *,
     n_components: int | float | None = None,
@@ -74,7 +88,7 @@ def whiten(
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
+    X : array of shape (n, d), sparse matrix or Rows
     weights : ndarray of shape (n,)
         Positive row weights.
     n_components : int, float or None
@@ -89,51 +103,160 @@ def whiten(
         ``[sqrt(n) U_k, 1]`` when rows weigh the same and nothing is shrunk.
     whitening : Whitening
     """
-    total = float(weights.sum())
-    p = weights / total
-    mean = p @ X
-    Xc = X - mean
-    size = float(np.abs(Xc).max(initial=0.0)) or 1.0
-    Xc /= size
-    # Rounding in X - mean is relative to |X|, not to |X - mean|.
-    noise = float(np.abs(X).max(initial=0.0)) / size
-    s, V = _principal_directions(Xc * np.sqrt(p)[:, None], noise)
-    variances = s**2
-    ratio = variances / variances.sum() if s.size else variances
-    k = _number_kept(n_components, ratio)
-    d = _ledoit_wolf(Xc, p, variances, total) if shrinkage == "auto" else float(shrinkage)
-    level = float(variances.mean()) if s.size else 0.0
-    shrunk = (1.0 - d) * variances[:k] + d * level
-    whitening = Whitening(
-        mean=mean,
-        components=V[:, :k],
-        scales=np.sqrt(shrunk) * size,
-        spectrum=np.append(variances[:k] / shrunk, 1.0),
-        singular_values=s * size * np.sqrt(total),
-        explained_variance_ratio=ratio,
-        shrinkage=d,
-    )
+    whitening = whitening_of(X, weights, n_components=n_components, shrinkage=shrinkage)
     return whitening.transform(X), whitening
 
 
-def _principal_directions(A: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the singular values (r,) and right singular vectors (d, r) of A up to its rank.
+def whitening_of(
+    X: Any,
+    weights: np.ndarray,
+    *,
+    n_components: int | float | None = None,
+    shrinkage: float | str = 0.0,
+) -> Whitening:
+    """Return the whitening of :func:`whiten` without the whitened rows.
 
-    The smaller side is decomposed: LAPACK reduces A by a QR factorization first, so 200 x
-    10000 costs as much as its 200 x 200 triangle. Directions at rounding level, relative to
-    the largest one or to the data that were centred, are not part of the rank. Signs are
-    fixed so that the largest entry of each vector is positive.
+    Where X is large and `n_components` a small number (and nothing is shrunk), the leading
+    directions come from a randomized singular value decomposition, an approximation; the rows
+    are whitened exactly in the directions that are found. All singular values are then not known.
     """
-    if min(A.shape) == 0:
-        return np.zeros(0), np.zeros((A.shape[1], 0))
+    centred = _Centred.of(X if isinstance(X, Rows) else Rows(X), weights)
+    randomized = _is_randomized(centred.rows.shape, n_components, shrinkage)
+    if randomized:
+        s, V = _leading_directions(centred, int(n_components))  # type: ignore[arg-type]
+    else:
+        s, V = _principal_directions(centred)
+    variances = s**2
+    total = centred.variance if randomized else variances.sum()
+    ratio = variances / total if s.size else variances
+    k = _number_kept(n_components, ratio)
+    automatic = shrinkage == "auto"
+    d = _ledoit_wolf(centred, variances) if automatic else float(shrinkage)
+    level = float(variances.mean()) if s.size else 0.0
+    shrunk = (1.0 - d) * variances[:k] + d * level
+    return Whitening(
+        mean=centred.mean,
+        components=V[:, :k],
+        scales=np.sqrt(shrunk) * centred.size,
+        spectrum=np.append(variances[:k] / shrunk, 1.0),
+        singular_values=s * centred.size * np.sqrt(centred.total),
+        explained_variance_ratio=ratio,
+        shrinkage=d,
+    )
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """Rows of X less their weighted mean over a number of their size, as they are asked for.
+
+    `noise` is the size of X beside that of the centred rows: rounding in X - mean is relative to
+    the former. `variance` is the total variance and `fourth` the mean fourth power of the length.
+    """
+
+    rows: Rows
+    p: np.ndarray
+    total: float
+    mean: np.ndarray
+    size: float
+    noise: float
+    variance: float
+    fourth: float
+
+    @classmethod
+    def of(cls, rows: Rows, weights: np.ndarray) -> _Centred:
+        total = float(weights.sum())
+        p = weights / total
+        mean = np.zeros(rows.shape[1])
+        for block, X in rows.blocks():
+            mean += p[block] @ X
+        size = largest = 0.0
+        for _, X in rows.blocks():
+            size = max(size, float(np.abs(X - mean).max(initial=0.0)))
+            largest = max(largest, float(np.abs(X).max(initial=0.0)))
+        size = size or 1.0
+        variance = fourth = 0.0
+        for block, X in rows.blocks():
+            squares = (((X - mean) / size) ** 2).sum(axis=1)
+            variance += float(p[block] @ squares)
+            fourth += float(p[block] @ squares**2)
+        return cls(rows, p, total, mean, size, largest / size, variance, fourth)
+
+    def weighted(self, rows: slice) -> np.ndarray:
+        """Return centred rows times the square roots of their weights (rows, d)."""
+        return (self.rows[rows] - self.mean) * (np.sqrt(self.p[rows]) / self.size)[:, None]
+
+    def dot(self, V: np.ndarray) -> np.ndarray:
+        """Return the product (n, m) of all rows of :meth:`weighted` with V (d, m)."""
+        return (self.rows.dot(V) - self.mean @ V) * (np.sqrt(self.p) / self.size)[:, None]
+
+    def transposed_dot(self, W: np.ndarray) -> np.ndarray:
+        """Return the product (d, m) of the transpose of :meth:`weighted` with W (n, m)."""
+        W = W * (np.sqrt(self.p) / self.size)[:, None]
+        return self.rows.transposed_dot(W) - np.outer(self.mean, W.sum(axis=0))
+
+    def factor(self) -> np.ndarray:
+        """Return a matrix (at most d, d) with the singular values and right vectors of all rows.
+
+        That is the triangle of a QR factorization, updated block by block, or the rows
+        themselves where they are fewer than d.
+        """
+        n, d = self.rows.shape
+        if n <= d:
+            return self.weighted(slice(0, n))
+        R, step = np.zeros((0, d)), max(4 * d, BLOCK_NUMBERS // max(1, d))
+        for start in range(0, n, step):
+            block = self.weighted(slice(start, min(start + step, n)))
+            R = linalg.qr(np.vstack([R, block]), mode="r", check_finite=False)[0][:d]
+        return R
+
+
+def _is_randomized(
+    shape: tuple[int, int], n_components: int | float | None, shrinkage: float | str
+) -> bool:
+    """Return whether only the leading directions are computed, approximately."""
+    few = isinstance(n_components, Integral) and RANDOMIZED_SHARE * n_components <= min(shape)
+    return few and min(shape) >= RANDOMIZED_SIZE and shrinkage == 0.0
+
+
+def _leading_directions(centred: _Centred, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return about the k largest singular values and their right vectors (d, k).
+
+    Randomized subspace iteration (Halko, Martinsson and Tropp, "Finding structure with
+    randomness", SIAM Review 2011), with a fixed seed: the same for the same rows.
+    """
+    d = centred.rows.shape[1]
+    V = np.random.default_rng(0).standard_normal((d, k + OVERSAMPLING))
+    for _ in range(SUBSPACE_ITERATIONS):
+        V = np.linalg.qr(centred.transposed_dot(np.linalg.qr(centred.dot(V))[0]))[0]
+    _, s, rotation = linalg.svd(centred.dot(V), full_matrices=False)
+    rank = int(np.count_nonzero(s > np.finfo(float).eps * max(centred.rows.shape) * s[0]))
+    return s[: min(k, rank)], _signed((V @ rotation.T)[:, : min(k, rank)])
+
+
+def _principal_directions(centred: _Centred) -> tuple[np.ndarray, np.ndarray]:
+    """Return the singular values (r,) and right singular vectors (d, r) up to the rank.
+
+    The smaller side is decomposed: LAPACK reduces the transpose of a wide matrix by a QR
+    factorization first, so 200 x 10000 costs as much as its 200 x 200 triangle. Directions at
+    rounding level, relative to the largest one or to the data that were centred, are not part
+    of the rank.
+    """
+    n, d = centred.rows.shape
+    if min(n, d) == 0:
+        return np.zeros(0), np.zeros((d, 0))
+    A = centred.factor()
     wide = A.shape[0] < A.shape[1]
     left, s, right = linalg.svd(A.T if wide else A, full_matrices=False)
     V = left if wide else right.T
-    tolerance = np.finfo(float).eps * max(A.shape) * max(float(s[0]), noise)
+    tolerance = np.finfo(float).eps * max(n, d) * max(float(s[0]), centred.noise)
     rank = int(np.count_nonzero(s > tolerance))
-    s, V = s[:rank], V[:, :rank]
-    largest = V[np.abs(V).argmax(axis=0), np.arange(rank)]
-    return s, V * np.where(largest < 0, -1.0, 1.0)
+    return s[:rank], _signed(V[:, :rank])
+
+
+def _signed(V: np.ndarray) -> np.ndarray:
+    """Return the columns of V with signs that make the largest entry of each positive."""
+    largest = V[np.abs(V).argmax(axis=0), np.arange(V.shape[1])]
+    return V * np.where(largest < 0, -1.0, 1.0)
 
 
 def _number_kept(n_components: int | float | None, ratio: np.ndarray) -> int:
@@ -147,12 +270,12 @@ def _number_kept(n_components: int | float | None, ratio: np.ndarray) -> int:
     return min(int(np.searchsorted(np.cumsum(ratio), n_components, side="right")) + 1, rank)
 
 
-def _ledoit_wolf(Xc: np.ndarray, p: np.ndarray, variances: np.ndarray, total: float) -> float:
+def _ledoit_wolf(centred: _Centred, variances: np.ndarray) -> float:
     """Return the Ledoit-Wolf shrinkage on the range of the covariance.
 
     Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
-    matrices" (2004), with weighted moments; `total` counts the samples, so that a row of
-    weight 2 is two samples. With full column rank and unit weights this equals
+    matrices" (2004), with weighted moments; the total weight counts the samples, so that a row
+    of weight 2 is two samples. With full column rank and unit weights this equals
     :func:`sklearn.covariance.ledoit_wolf_shrinkage`.
     """
     r = variances.shape[0]
@@ -160,8 +283,7 @@ def _ledoit_wolf(Xc: np.ndarray, p: np.ndarray, variances: np.ndarray, total: fl
         return 0.0
     frobenius = float((variances**2).sum())
     distance = frobenius - r * float(variances.mean()) ** 2
-    fourth = float(p @ (Xc**2).sum(axis=1) ** 2)
-    error = (fourth - frobenius) / total
+    error = (centred.fourth - frobenius) / centred.total
     if distance <= 0.0:
         return 1.0 if error > 0.0 else 0.0
     return float(min(max(error, 0.0), distance) / distance)

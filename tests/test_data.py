@@ -12,10 +12,11 @@ from sklearn_convexbn._data import (
     one_hot,
     scale_target,
 )
+from sklearn_convexbn._rows import Rows
 
 
 def _bits(data):
-    return data.X.tobytes(), data.y.tobytes(), data.weights.tobytes()
+    return data.rows.to_array().tobytes(), data.y.tobytes(), data.weights.tobytes()
 
 
 def _table(n=40, d=3, C=2, seed=0):
@@ -73,7 +74,7 @@ def test_rows_are_distinct_and_nothing_is_lost():
     X, y = _table()
     data = canonical_data(X, y)
     expected, counts = np.unique(np.hstack([X, y]), axis=0, return_counts=True)
-    got = np.hstack([data.X, data.y])
+    got = np.hstack([data.rows.to_array(), data.y])
     order = np.lexsort(got.T[::-1])
     np.testing.assert_array_equal(got[order], expected)
     np.testing.assert_array_equal(data.weights[order], counts)
@@ -89,9 +90,9 @@ def test_negative_zero_is_zero():
     X = rng.choice([0.0, -0.0, 1.0, 2.0], size=(300, 3))
     y = rng.choice([0.0, -0.0], size=300)
     data, positive = canonical_data(X, y), canonical_data(X + 0.0, y + 0.0)
-    np.testing.assert_array_equal(data.X, positive.X)
+    np.testing.assert_array_equal(data.rows.to_array(), positive.rows.to_array())
     np.testing.assert_array_equal(data.weights, positive.weights)
-    assert len(data.X) == 27
+    assert len(data.rows.to_array()) == 27
 
 
 @pytest.mark.parametrize("hashes", [lambda X: 0 * X[:, 0], lambda X: np.round(3 * X[:, 0]) % 2])
@@ -99,7 +100,7 @@ def test_hash_collisions_fall_back_to_a_full_sort(monkeypatch, hashes):
     X, y = _table(seed=2)
     y = y[:, 0]
     reference = canonical_data(X, y)
-    monkeypatch.setattr(_data, "_row_hashes", lambda X: hashes(X).astype(np.uint64))
+    monkeypatch.setattr(_data, "_row_hashes", lambda X: hashes(X.to_array()).astype(np.uint64))
     data = canonical_data(X, y)
     order = np.random.default_rng(0).permutation(len(X))
     assert _bits(canonical_data(X[order], y[order])) == _bits(data)
@@ -107,7 +108,8 @@ def test_hash_collisions_fall_back_to_a_full_sort(monkeypatch, hashes):
     one, other = canonical_data(X, y, weights), canonical_data(X[order], y[order], weights[order])
     assert _bits(one) == _bits(other)
     rows, expected = (
-        sorted(map(tuple, np.column_stack([a.X, a.y, a.weights]))) for a in (data, reference)
+        sorted(map(tuple, np.column_stack([a.rows.to_array(), a.y, a.weights])))
+        for a in (data, reference)
     )
     assert rows == expected
 
@@ -115,7 +117,7 @@ def test_hash_collisions_fall_back_to_a_full_sort(monkeypatch, hashes):
 def test_hash_sees_every_column_and_its_place_but_not_the_row_number():
     X = np.zeros((9000, 4))  # longer than one block
     X[1, 0], X[2, 1], X[3, 2], X[4, 3], X[8999, 0] = 1.0, 1.0, 1.0, 1.0, 1.0
-    hashes = _data._row_hashes(X)
+    hashes = _data._row_hashes(Rows(X))
     assert len(set(hashes[:5])) == 5
     assert hashes[8999] == hashes[1]
     assert len(set(hashes[5:8999])) == 1

@@ -357,10 +357,18 @@ def test_bad_data(iris, edit, message):
         classifier().fit(*edit(*iris))
 
 
-def test_sparse_data_are_refused(iris):
-
-    with pytest.raises(TypeError, match=r"[Ss]parse"):
-        classifier().fit(sparse.csr_array(iris[0]), iris[1])
+@pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csc_array, sparse.coo_array])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16])
+def test_sparse_data_and_other_types_give_the_network_of_dense_float64(iris, kind, dtype):
+    X = (10 * iris[0]).astype(dtype)
+    X[X < 20] = 0
+    dense = classifier().fit(X.astype(np.float64), iris[1])
+    for given in (kind(X), X):
+        model = classifier().fit(given, iris[1])
+        np.testing.assert_array_equal(model.coefs_[0], dense.coefs_[0])
+        np.testing.assert_allclose(
+            model.decision_function(given), dense.decision_function(X), rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,11 +117,13 @@ class Pursuit(Solver):
         units = neurons.directions.T
         if len(neurons) > self.n_starts:
             units = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
-        few = {"n_starts": self.n_starts, "n_circles": self.n_starts}
-        found = _Found(*search(Lambda, units, **few, n_steps=ROUGH_STEPS, n_generations=0))
+        few = partial(
+            search, Lambda, units, n_starts=self.n_starts, n_circles=self.n_starts, steered=True
+        )
+        found = _Found(*few(n_steps=ROUGH_STEPS, n_generations=0))
         if _gap(problem, neurons, found) > ROUGH_GAPS * settings.tol:
             return found
-        fine = search(Lambda, units, **few, n_steps=self.n_search_steps, n_generations=1)
+        fine = few(n_steps=self.n_search_steps, n_generations=1)
         found = found.joined(*fine)
         if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
