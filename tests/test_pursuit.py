@@ -1,12 +1,14 @@
 """Pursuit: search, refit, slide, and the whole against independent values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_iris, load_wine, make_classification
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, _search
 from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._problem import Neurons
 from sklearn_convexbn._search import (
@@ -130,6 +132,34 @@ def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
             best = np.abs(slopes @ np.maximum(Z @ circle, 0)).max()
             value = abs(slopes @ np.maximum(Z @ found[:, half, s], 0))
             assert value == pytest.approx(best, rel=1e-9)
+
+
+def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem, monkeypatch):
+    neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.1).neurons)
+    Lambda, k = problem.dual_point(F), problem.Z.shape[1]
+
+    def searched(**options):
+        rng = np.random.RandomState(0)
+        search = Search(layer_of(problem.Z), lambda count: rng.normal(size=(k, count)), rng)
+        options |= {"n_starts": 50, "n_circles": 50, "n_steps": 20, "n_generations": 2}
+        return search(Lambda, neurons.directions.T, **options)
+
+    plain, _ = searched()
+    monkeypatch.setattr(_search, "STEERING_ROWS", 80)
+    for steered in (False, True):
+        values, q = searched(steered=steered)
+        expected = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ q, 0), axis=0)
+        np.testing.assert_allclose(values, expected, rtol=1e-9)
+        assert values.max() >= 0.9 * plain.max()  # half of so few rows hides some maxima
+
+
+def test_rows_in_float32_give_nearly_the_same_network(problem):
+    compact = replace(problem, Z=problem.Z.astype(np.float32))
+    result, reference = (solve(each, "pursuit", tol=1e-3) for each in (compact, problem))
+    assert result.certificate.gap <= 1e-3
+    assert result.certificate.primal == pytest.approx(reference.certificate.primal, rel=2e-3)
+    # The network is judged in float64, and keeps what was promised on unrounded rows.
+    assert problem.objective(result.neurons) == pytest.approx(result.certificate.primal, rel=1e-6)
 
 
 def test_search_of_a_perfect_fit_finds_nothing():

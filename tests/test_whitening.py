@@ -2,10 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 
-from sklearn_convexbn._whitening import _number_kept, whiten
+from sklearn_convexbn import _rows, _whitening
+from sklearn_convexbn._whitening import _number_kept, whiten, whitening_of
 
 
 def _data(n=40, d=6, seed=0):
@@ -222,3 +224,48 @@ def test_whitening_is_immutable():
     with pytest.raises(AttributeError):
         whitening.shrinkage = 1.0
     assert replace(whitening, shrinkage=1.0).shrinkage == 1.0
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize(("n", "d"), [(300, 5), (30, 40)])
+def test_blocks_and_storage_make_no_difference(kind, n, d, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = _data(n, d) * (rng.random((n, d)) < 0.3)
+    whole = whitening_of(X, _weights(n), shrinkage="auto")
+    monkeypatch.setattr(_rows, "BLOCK_NUMBERS", 7 * d)
+    monkeypatch.setattr(_whitening, "BLOCK_NUMBERS", 7 * d)
+    given = sparse.csr_array(X) if kind == "sparse" else X
+    Z, parts = whiten(given, _weights(n), shrinkage="auto")
+    assert parts.shrinkage == pytest.approx(whole.shrinkage, rel=1e-9)
+    np.testing.assert_allclose(parts.singular_values, whole.singular_values, rtol=1e-9)
+    np.testing.assert_allclose(Z, whole.transform(X), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize(("n", "d"), [(1300, 1100), (1100, 1300)])
+def test_few_of_many_directions_by_a_randomized_decomposition(kind, n, d):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 30)) * 0.8 ** np.arange(30) @ rng.normal(size=(30, d))
+    X = X + 0.01 * rng.normal(size=(n, d)) + 5.0
+    pca = PCA(n_components=10, svd_solver="full").fit(X)
+    given = sparse.csr_array(X) if kind == "sparse" else X
+    Z, whitening = whiten(given, np.ones(n), n_components=10)
+    assert whitening.n_components == len(whitening.singular_values) == 10
+    np.testing.assert_allclose(whitening.singular_values, pca.singular_values_, rtol=1e-6)
+    np.testing.assert_allclose(
+        whitening.explained_variance_ratio, pca.explained_variance_ratio_, rtol=1e-6
+    )
+    cosines = np.abs((whitening.components * pca.components_.T).sum(axis=0))
+    np.testing.assert_allclose(cosines, 1.0, rtol=1e-6)
+    # Whatever the subspace, the rows are white in it.
+    np.testing.assert_allclose(Z.T @ Z / n, np.eye(11), atol=1e-8)
+    again = whiten(given, np.ones(n), n_components=10)[0]
+    np.testing.assert_array_equal(again, Z)
+
+
+def test_rows_may_be_stored_in_float32():
+    X = _data()
+    Z, whitening = whiten(X, np.ones(40))
+    compact = whitening.transform(X, np.float32)
+    assert compact.dtype == np.float32
+    np.testing.assert_array_equal(compact, Z.astype(np.float32))
