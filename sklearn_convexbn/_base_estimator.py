@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
 from sklearn_convexbn._encoding import ACCEPTED_X, TrainingData
@@ -110,8 +111,8 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    def _raw_predict(self, X: Any) -> np.ndarray:
-        """Return the network's output (n, C)."""
+    def _raw_predict(self, X: Any) -> Array:
+        """Return the network's output (n, C), where X is."""
         check_is_fitted(self)
         X = validate_data(self, X, **ACCEPTED_X, reset=False)
         return forward(X, self.coefs_, self.intercepts_, getattr(self, "gates_", None))

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state, check_X_y
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
 from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._device import resolve_device
@@ -294,7 +295,7 @@ def _training_data(
     n_features, n_outputs = len(layers.coefs[0]), layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
-    weights = check_sample_weight(sample_weight, X)
+    weights, y = check_sample_weight(sample_weight, X), as_numpy(y)
     if not labels:
         data = regression_data(X, y, weights, fit_intercept=fit_intercept)
     else:
@@ -334,7 +335,7 @@ def _check_outputs(layers: Layers, data: TrainingData, loss: str) -> None:
 
 def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Whitening) -> Neurons:
     """Return the network in the whitened coordinates, where it computes the same function."""
-    X = data.rows.to_array()
+    X = data.rows.on_cpu().to_array()
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         network = layers.folded(X, data.weights)
         output = forward(X, network.coefs, network.intercepts)

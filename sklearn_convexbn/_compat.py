@@ -20,6 +20,8 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.validation import _check_method_params, _check_sample_weight
 
+from sklearn_convexbn._arrays import as_numpy
+
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 except ImportError:  # scikit-learn < 1.9 has no callbacks
@@ -75,7 +77,7 @@ def check_arguments(
     validate_parameter_constraints(constraints, arguments, caller_name=caller)
 
 
-def check_sample_weight(sample_weight: Any, X: np.ndarray) -> np.ndarray:
+def check_sample_weight(sample_weight: Any, X: Any) -> np.ndarray:
     """Return non-negative float64 weights (n,), at least one of them positive.
 
     Raises
@@ -84,6 +86,7 @@ def check_sample_weight(sample_weight: Any, X: np.ndarray) -> np.ndarray:
         For weights of a wrong shape, negative, not finite or all zero.
     """
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weights = as_numpy(weights)
     if not weights.any():
         raise ValueError(
             "sample_weight is zero for every sample: at least one weight must be non-zero."

@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.parallel import Parallel, delayed
 
+from sklearn_convexbn._arrays import on_cpu
 from sklearn_convexbn._base_estimator import BaseConvexBN, fitted_attributes, unchanged_on_failure
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import (
@@ -84,6 +85,7 @@ class BaseConvexBNCV(BaseConvexBN):
         hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=2)
         with unchanged_on_failure(self):
             X, y, weights = self._validated(X, y, sample_weight)
+            X = on_cpu(X)
             data = self._encode(X, y, weights)
             if is_classifier(self):
                 self.classes_ = data.classes

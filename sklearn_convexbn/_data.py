@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._rows import Rows
 
 
@@ -39,7 +40,7 @@ def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = Non
 
     Parameters
     ----------
-    X : ndarray or sparse matrix of shape (n, d)
+    X : ndarray, torch.Tensor or sparse matrix of shape (n, d)
     y : ndarray of shape (n,) or (n, C)
     sample_weight : ndarray of shape (n,), default=None
         Non-negative; None means one each.
@@ -79,7 +80,7 @@ def _content_order(
     order = np.lexsort((weights, *targets, hashes))
     ties = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     if not _equal(rows, order[ties], order[ties + 1]).all():
-        order = np.lexsort((weights, *targets, *rows.to_array().T))
+        order = np.lexsort((weights, *targets, *as_numpy(rows.to_array()).T))
     return order
 
 
@@ -88,7 +89,7 @@ def _equal(rows: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     equal = np.ones(len(left), dtype=bool)
     a, b = rows.take(left), rows.take(right)
     for part in a.slices():
-        equal[part] = (a[part] == b[part]).all(axis=1)
+        equal[part] = as_numpy((a[part] == b[part]).all(axis=1))
     return equal
 
 
@@ -100,7 +101,7 @@ def _row_hashes(X: Rows) -> np.ndarray:
     hashes = np.empty(n, dtype=np.uint64)
     for rows, block in X.blocks():
         # Adding zero turns -0.0 into 0.0, which compares equal and must hash equal.
-        words = (np.ascontiguousarray(block) + 0.0).view(np.uint64)
+        words = (np.ascontiguousarray(as_numpy(block)) + 0.0).view(np.uint64)
         words = (words ^ (words >> np.uint64(29))) * multipliers
         words ^= words >> np.uint64(32)
         hashes[rows] = (words * multipliers).sum(axis=1, dtype=np.uint64)

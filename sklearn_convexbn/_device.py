@@ -1,6 +1,38 @@
-"""Choice of the torch device."""
+"""Choice of the torch device, and what a fork leaves of torch's threads."""
 
 from __future__ import annotations
+
+import os
+import sys
+import threading
+
+#: The thread that a fork has copied into this process, if torch was loaded before; else None.
+_forked_thread: int | None = None
+
+
+def _note_fork() -> None:
+    global _forked_thread  # noqa: PLW0603 - a fact about the process
+    if "torch" in sys.modules:
+        _forked_thread = threading.get_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def one_thread_after_fork() -> None:
+    """Let torch use one thread in a forked process; elsewhere do nothing.
+
+    A fork copies the thread that calls it and no other. If that one has run a parallel region of
+    GNU OpenMP, which torch is built with on Linux, its next one waits forever for the threads
+    that are gone.
+    """
+    global _forked_thread  # noqa: PLW0603
+    if _forked_thread == threading.get_ident():
+        import torch
+
+        torch.set_num_threads(1)
+        _forked_thread = None
 
 
 def resolve_device(device: str | None) -> str:
@@ -21,6 +53,7 @@ def resolve_device(device: str | None) -> str:
     ValueError
         If the name is not one of these, or the CUDA device is missing.
     """
+    one_thread_after_fork()
     if device is None or device == "cpu":
         return "cpu"
     kind, _, index = device.partition(":")

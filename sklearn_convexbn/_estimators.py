@@ -11,6 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
 from sklearn_convexbn._base_estimator import BaseConvexBN, unchanged_on_failure
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import (
@@ -189,13 +190,14 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
         X, y = validate_data(self, X, y, **ACCEPTED_X, multi_output=True, y_numeric=True)
-        self._single_output = np.ndim(y) == 1
+        y = as_numpy(y)
+        self._single_output = y.ndim == 1
         return X, y, check_sample_weight(sample_weight, X)
 
     def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
         return regression_data(X, y, sample_weight, fit_intercept=self.fit_intercept)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Array:
         """Predict the target.
 
         Parameters
@@ -223,6 +225,12 @@ def _has_probabilities(estimator: Any) -> bool:
     raise AttributeError(
         f"probabilities are available for loss='log_loss', not for loss={estimator.loss!r}"
     )
+
+
+def _per_class(F: Array) -> Array:
+    """Return one output a class: for two classes, zero and the single output."""
+    xp = array_namespace(F)
+    return F if F.shape[1] > 1 else xp.concatenate([xp.zeros_like(F), F], axis=1)
 
 
 class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
@@ -439,6 +447,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         X, y = validate_data(self, X, y, **ACCEPTED_X)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
+        y = as_numpy(y)
         return X, y, check_sample_weight(sample_weight, X)
 
     def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
@@ -446,7 +455,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
             X, y, sample_weight, loss=self.loss, class_weight=self.class_weight
         )
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Any) -> Array:
         """Return the network's output.
 
         Parameters
@@ -461,7 +470,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         F = self._raw_predict(X)
         return F[:, 0] if F.shape[1] == 1 else F
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> Array:
         """Predict class labels.
 
         Parameters
@@ -473,11 +482,12 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         y : ndarray of shape (n_samples,)
         """
         scores = self.decision_function(X)
-        codes = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
-        return self.classes_[codes]
+        codes = 1 * (scores > 0) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels = self.classes_[as_numpy(codes)]
+        return like(labels, scores) if labels.dtype.kind in "biuf" else labels
 
     @available_if(_has_probabilities)
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any) -> Array:
         """Return class probabilities, for ``loss="log_loss"``.
 
         Parameters
@@ -489,11 +499,10 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         probabilities : ndarray of shape (n_samples, n_classes)
             Columns in the order of ``classes_``.
         """
-        F = self._raw_predict(X)
-        return softmax(np.hstack([np.zeros_like(F), F]) if F.shape[1] == 1 else F)
+        return softmax(_per_class(self._raw_predict(X)))
 
     @available_if(_has_probabilities)
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Any) -> Array:
         """Return logarithms of class probabilities, for ``loss="log_loss"``.
 
         Parameters
@@ -504,7 +513,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         -------
         log_probabilities : ndarray of shape (n_samples, n_classes)
         """
-        F = self._raw_predict(X)
-        F = np.hstack([np.zeros_like(F), F]) if F.shape[1] == 1 else F
-        F = F - F.max(axis=1, keepdims=True)
-        return F - np.log(np.exp(F).sum(axis=1, keepdims=True))
+        F = _per_class(self._raw_predict(X))
+        xp = array_namespace(F)
+        F = F - xp.amax(F, axis=1, keepdims=True)
+        return F - xp.log(xp.exp(F).sum(axis=1))[:, None]

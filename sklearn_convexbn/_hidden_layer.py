@@ -25,7 +25,7 @@ BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 LEAST_ROWS, MOST_ROWS = 256, {"cpu": 4096, "cuda": 2**20}
 
 #: Activations of up to this many bytes are stored while output weights are refitted.
-STORED_BYTES = 2**28
+STORED_BYTES = 2**27
 
 
 class HiddenLayer:

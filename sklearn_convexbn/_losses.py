@@ -7,19 +7,11 @@ Every method takes and returns NumPy arrays or torch tensors alike, and weights 
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-Array = Any  # numpy.ndarray or torch.Tensor: the losses only use what both understand
-
-
-def array_namespace(a: Array) -> ModuleType:
-    """Return ``numpy`` or ``torch``, whichever made `a`; never imports torch."""
-    return np if isinstance(a, np.ndarray) else sys.modules["torch"]
+from sklearn_convexbn._arrays import Array, array_namespace, on_device
 
 
 class Loss(ABC):
@@ -78,7 +70,7 @@ class SquaredLoss(Loss):
 
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(F)
-        return p[:, None, None] * xp.eye(F.shape[1], dtype=F.dtype, **_on_device(F))
+        return p[:, None, None] * xp.eye(F.shape[1], dtype=F.dtype, **on_device(F))
 
 
 class LogisticLoss(Loss):
@@ -129,7 +121,7 @@ class SoftmaxLoss(Loss):
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(F)
         s = softmax(F)
-        diagonal = s[:, :, None] * xp.eye(s.shape[1], dtype=s.dtype, **_on_device(s))
+        diagonal = s[:, :, None] * xp.eye(s.shape[1], dtype=s.dtype, **on_device(s))
         return p[:, None, None] * (diagonal - s[:, :, None] * s[:, None, :])
 
 
@@ -178,7 +170,7 @@ def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int
         if size <= 4 * rounding or (size <= 100 * rounding and size >= 0.5 * steepest):
             break
         steepest = size
-        newton = -_pinv_solve(xp, loss.hessian(F + b, Y, p).sum(axis=0), slope)
+        newton = -_pinv_solve(xp, _summed_hessian(loss, F + b, Y, p), slope)
         b_new = b + newton
         new = float(loss.value(F + b_new, Y, p))
         # Gradient steps lower the value by at least half of slope^2 / curvature.
@@ -189,6 +181,12 @@ def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int
                 break
         b, value = b_new, new
     return b
+
+
+def _summed_hessian(loss: Loss, F: Array, Y: Array, p: Array, block: int = 4096) -> Array:
+    """Return the sum of the Hessians of all rows (C, C)."""
+    blocks = [slice(start, start + block) for start in range(0, len(F), block)]
+    return sum(loss.hessian(F[rows], Y[rows], p[rows]).sum(axis=0) for rows in blocks)
 
 
 def _gradient_step(
@@ -231,7 +229,3 @@ def _xlogx(t: Array) -> Array:
 
 def _eps(a: Array) -> float:
     return float(array_namespace(a).finfo(a.dtype).eps)
-
-
-def _on_device(a: Array) -> dict[str, Any]:
-    return {} if isinstance(a, np.ndarray) else {"device": a.device}

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_convexbn._arrays import Array, array_namespace, like, on_device
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._problem import Neurons
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening
+
+#: Numbers in a block of rows and their hidden units: what a core's cache holds.
+PREDICTED_NUMBERS = 2**17
 
 #: Added to the variance by the exported BatchNorm1d: below rounding for every unit that
 #: varies, but keeps a unit that does not (pure shift) from dividing zero by zero.
@@ -43,7 +47,7 @@ class Network:
     gates: np.ndarray | None = None
     n_components: int | None = None
 
-    def forward(self, X: Any) -> np.ndarray:
+    def forward(self, X: Any) -> Array:
         """Return the output (n, C) for rows X (n, d), dense or sparse."""
         return forward(X, self.coefs, self.intercepts, self.gates)
 
@@ -133,18 +137,19 @@ def forward(
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     gates: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return the network's output (n, C) for rows X (n, d), dense or sparse, or `Rows`."""
+) -> Array:
+    """Return the network's output (n, C), where X is, for rows X (n, d): an array or `Rows`."""
     rows = X if isinstance(X, Rows) else Rows(X)
-    F = np.empty((len(rows), coefs[1].shape[1]))
-    for block in rows.slices(coefs[0].shape[1]):
+    example = rows.example
+    W, v, w0, v0 = (like(a, example) for a in (*coefs, *intercepts))
+    G = None if gates is None else like(gates, example)
+    F = array_namespace(example).empty((len(rows), v.shape[1]), dtype=v.dtype, **on_device(example))
+    for block in rows.slices(W.shape[1], PREDICTED_NUMBERS):
         part = rows.multipliable(block)
-        hidden = part @ coefs[0] + intercepts[0]
-        if gates is None:
-            np.maximum(hidden, 0.0, out=hidden)
-        else:
-            hidden *= part @ gates[:-1] + gates[-1] >= 0
-        F[block] = hidden @ coefs[1] + intercepts[1]
+        hidden = part @ W
+        hidden += w0
+        hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
+        F[block] = hidden @ v + v0
     return F
 
 

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn._arrays import as_numpy, on_cpu
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
 from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._encoding import (
@@ -263,7 +264,7 @@ def path_data(
     loss = loss or loss_for(y)
     numeric = loss == "squared_error"
     X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=numeric)
-    weights = check_sample_weight(sample_weight, X)
+    weights, X, y = check_sample_weight(sample_weight, X), on_cpu(X), as_numpy(y)
     if numeric:
         return regression_data(X, y, weights, fit_intercept=fit_intercept)
     y = column_or_1d(y)

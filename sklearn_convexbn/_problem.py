@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
+from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, float64, like
 from sklearn_convexbn._losses import Loss, optimal_intercept
 
 #: Rows whose activations are computed together: a multiple of eight.
@@ -123,10 +124,11 @@ class Problem:
 
     Attributes
     ----------
-    Z : ndarray of shape (n, k)
-        Whitened rows, last column ones; float32 where they are many.
-    Y : ndarray of shape (n, C)
-    p : ndarray of shape (n,)
+    Z : ndarray or torch.Tensor of shape (n, k)
+        Whitened rows, last column ones; float32 where they are many. Fits, dual points and
+        their sums are computed where Z is; neurons are NumPy arrays always.
+    Y : ndarray or torch.Tensor of shape (n, C)
+    p : ndarray or torch.Tensor of shape (n,)
         Row weights, positive, summing to one.
     loss : Loss
     alpha : float
@@ -143,9 +145,9 @@ class Problem:
         Diagonal of Z^T diag(p) Z.
     """
 
-    Z: np.ndarray
-    Y: np.ndarray
-    p: np.ndarray
+    Z: Array
+    Y: Array
+    p: Array
     loss: Loss
     alpha: float
     fit_intercept: bool
@@ -180,60 +182,59 @@ class Problem:
         for start in range(0, len(self.Z), BLOCK_ROWS):
             yield slice(start, min(start + BLOCK_ROWS, len(self.Z)))
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield slices of rows and these rows of Z in float64."""
         for rows in self.slices():
-            yield rows, np.asarray(self.Z[rows], dtype=np.float64)
+            yield rows, float64(self.Z[rows])
 
     def hidden(
         self, directions: np.ndarray, gates: np.ndarray | None, rows: slice = slice(None)
-    ) -> np.ndarray:
+    ) -> Array:
         """Return the activations (n, m) of unit directions (m, k), on some rows or all."""
-        H = np.asarray(self.Z[rows], dtype=np.float64) @ directions.T
+        H = float64(self.Z[rows]) @ like(directions.T, self.Z)
         if self.activation == "gated_relu":
             return np.where(self.patterns[rows][:, gates], H, 0.0)
-        return np.maximum(H, 0.0, out=H)
+        return H.clip(min=0.0)
 
-    def fit_without_intercept(self, neurons: Neurons) -> np.ndarray:
+    def fit_without_intercept(self, neurons: Neurons) -> Array:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
-        F = np.empty((len(self.Z), self.n_outputs))
+        F, weights = array_namespace(self.Y).empty_like(self.Y), like(neurons.weights, self.Y)
         for rows in self.slices():
-            F[rows] = self.hidden(neurons.directions, neurons.gates, rows) @ neurons.weights
+            F[rows] = self.hidden(neurons.directions, neurons.gates, rows) @ weights
         return F
 
-    def correlations(self, Lambda: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def correlations(self, Lambda: Array, directions: np.ndarray) -> np.ndarray:
         """Return ``|Lambda^T (Z q)_+|`` (S,) for directions (k, S)."""
-        T = np.zeros((self.n_outputs, directions.shape[1]))
-        for rows, Z in self.blocks():
-            T += Lambda[rows].T @ np.maximum(Z @ directions, 0.0)
-        return np.linalg.norm(T, axis=0)
+        T = sum(Lambda[rows].T @ self.hidden(directions.T, None, rows) for rows in self.slices())
+        return np.linalg.norm(as_numpy(T), axis=0)
 
     def pattern_keys(self, directions: np.ndarray) -> np.ndarray:
         """Return a bit a row for each direction (m, k), packed (m, bytes): where ``Z q > 0``."""
-        packed = [np.packbits(Z @ directions.T > 0, axis=0).T for _, Z in self.blocks()]
+        Q = like(directions.T, self.Z)
+        packed = [np.packbits(as_numpy(Z @ Q > 0), axis=0).T for _, Z in self.blocks()]
         return np.hstack(packed)
 
     def constant(self) -> np.ndarray:
         """Return the intercept (C,) of the best network without hidden units."""
         if not self.fit_intercept:
             return np.zeros(self.n_outputs)
-        return self.loss.constant_fit(self.Y, self.p)
+        return as_numpy(self.loss.constant_fit(self.Y, self.p))
 
-    def with_best_intercept(self, neurons: Neurons) -> tuple[Neurons, np.ndarray]:
+    def with_best_intercept(self, neurons: Neurons) -> tuple[Neurons, Array]:
         """Return the neurons with the optimal b, and the fit (n, C) including it."""
         F = self.fit_without_intercept(neurons)
         if not self.fit_intercept:
             return neurons, F
-        shift = optimal_intercept(self.loss, F + neurons.intercept, self.Y, self.p)
-        b = neurons.intercept + shift
-        return replace(neurons, intercept=b), F + b
+        b = like(neurons.intercept, F)
+        b = b + optimal_intercept(self.loss, F + b, self.Y, self.p)
+        return replace(neurons, intercept=as_numpy(b)), F + b
 
     def objective(self, neurons: Neurons) -> float:
         """Return the mean loss plus ``alpha`` times the mass, at the neurons' own b."""
-        F = self.fit_without_intercept(neurons) + neurons.intercept
+        F = self.fit_without_intercept(neurons) + like(neurons.intercept, self.Y)
         return float(self.loss.value(F, self.Y, self.p)) + self.alpha * neurons.mass
 
-    def dual_point(self, F: np.ndarray) -> np.ndarray:
+    def dual_point(self, F: Array) -> Array:
         """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C)."""
         return -self.loss.gradient(F, self.Y, self.p)
 
@@ -294,7 +295,7 @@ class Problem:
         self,
         neurons: Neurons,
         *,
-        Lambda: np.ndarray | None = None,
+        Lambda: Array | None = None,
         largest_correlation: float | None = None,
         proven: bool = False,
     ) -> tuple[Neurons, Certificate]:
@@ -336,7 +337,7 @@ class Problem:
             program=self.program,
         )
 
-    def dual_value(self, Lambda: np.ndarray, largest_correlation: float) -> float:
+    def dual_value(self, Lambda: Array, largest_correlation: float) -> float:
         """Return the dual value of Lambda (n, C) scaled back until it is feasible."""
         scale = 1.0
         if largest_correlation > self.alpha:

@@ -13,6 +13,16 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from sklearn_convexbn._arrays import (
+    Array,
+    array_namespace,
+    float64,
+    is_tensor,
+    like,
+    on_cpu,
+    on_device,
+)
+
 #: Numbers in a block of rows: 16 MiB in float64.
 BLOCK_NUMBERS = 2**21
 
@@ -22,15 +32,18 @@ class Rows:
 
     Parameters
     ----------
-    X : ndarray or sparse matrix of shape (n_given, d)
-        Of any real dtype; a memory map is read where it lies.
+    X : ndarray, torch.Tensor or sparse matrix of shape (n_given, d)
+        Of any real dtype; a memory map is read where it lies. Blocks of a tensor are tensors.
     index : ndarray of shape (n,), default=None
         Which rows, in which order; None means all as they are.
+    device : str, default=None
+        torch device to send blocks to; None leaves them where X is.
     """
 
-    def __init__(self, X: Any, index: np.ndarray | None = None) -> None:
+    def __init__(self, X: Any, index: np.ndarray | None = None, device: str | None = None) -> None:
         self.X = X.tocsr() if sparse.issparse(X) else X
         self.index = index
+        self.device = device
 
     def __len__(self) -> int:
         return self.X.shape[0] if self.index is None else len(self.index)
@@ -42,48 +55,76 @@ class Rows:
 
     def take(self, index: np.ndarray) -> Rows:
         """Return some of these rows, by their places here."""
-        return Rows(self.X, index if self.index is None else self.index[index])
+        return Rows(self.X, index if self.index is None else self.index[index], self.device)
 
-    def slices(self, width: int = 0) -> Iterator[slice]:
-        """Yield slices of rows that are read together, for `width` numbers a row besides d."""
+    def to(self, device: str | None) -> Rows:
+        """Return the same rows with blocks on a torch device; None: where X is."""
+        return Rows(self.X, self.index, device)
+
+    def on_cpu(self) -> Rows:
+        """Return the same rows with NumPy blocks; a tensor is copied."""
+        return Rows(on_cpu(self.X), self.index)
+
+    @property
+    def example(self) -> Array:
+        """An array without numbers, of the kind and on the device of the blocks."""
+        return self[slice(0, 0)]
+
+    def slices(self, width: int = 0, numbers: int | None = None) -> Iterator[slice]:
+        """Yield slices of rows that are read together, for `width` numbers a row besides d.
+
+        A block has `numbers` numbers, by default `BLOCK_NUMBERS`.
+        """
         n, d = self.shape
-        size = max(1, BLOCK_NUMBERS // max(1, d + width))
+        size = max(1, (numbers or BLOCK_NUMBERS) // max(1, d + width))
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice) -> Array:
         """Return a block of rows (rows, d), dense and in float64."""
         block = self._stored(rows)
-        block = block.toarray() if sparse.issparse(block) else block
-        return np.asarray(block, dtype=np.float64)
+        return self._placed(block.toarray() if sparse.issparse(block) else block)
 
     def _stored(self, rows: slice) -> Any:
-        return self.X[rows if self.index is None else self.index[rows]]
+        if self.index is None:
+            return self.X[rows]
+        return self.X[like(self.index[rows], self.X) if is_tensor(self.X) else self.index[rows]]
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+    def _placed(self, block: Any) -> Array:
+        if self.device is None:
+            return float64(block)
+        import torch
+
+        return torch.as_tensor(block, dtype=torch.float64, device=self.device)
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield slices of rows and these rows, dense and in float64."""
         for rows in self.slices():
             yield rows, self[rows]
 
-    def to_array(self) -> np.ndarray:
+    def to_array(self) -> Array:
         """Return all rows (n, d), dense and in float64."""
         return self[slice(0, len(self))]
 
-    def dot(self, V: np.ndarray) -> np.ndarray:
+    def dot(self, V: Array) -> Array:
         """Return ``X V`` (n, m) for V (d, m)."""
-        out = np.empty((len(self), V.shape[1]))
+        xp = array_namespace(V)
+        out = xp.empty((len(self), V.shape[1]), dtype=V.dtype, **on_device(V))
         for rows in self.slices(V.shape[1]):
             out[rows] = self.multipliable(rows) @ V
         return out
 
-    def transposed_dot(self, W: np.ndarray) -> np.ndarray:
+    def transposed_dot(self, W: Array) -> Array:
         """Return ``X^T W`` (d, m) for W (n, m)."""
-        out = np.zeros((self.shape[1], W.shape[1]))
+        xp = array_namespace(W)
+        out = xp.zeros((self.shape[1], W.shape[1]), dtype=W.dtype, **on_device(W))
         for rows in self.slices(W.shape[1]):
             out += self.multipliable(rows).T @ W[rows]
         return out
 
     def multipliable(self, rows: slice) -> Any:
-        """Return a block of rows that multiplies: sparse where X is."""
+        """Return a block of rows that multiplies: sparse where X is and stays on the CPU."""
         block = self._stored(rows)
-        return block.astype(np.float64) if sparse.issparse(block) else np.asarray(block, np.float64)
+        if sparse.issparse(block) and self.device is None:
+            return block.astype(np.float64)
+        return self[rows]

@@ -24,6 +24,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._hidden_layer import HiddenLayer
 
 #: Searches of more rows than this are steered by a random subset of so many.
@@ -256,7 +257,7 @@ class Search:
 
     def __call__(
         self,
-        Lambda: np.ndarray,
+        Lambda: Array,
         units: np.ndarray,
         *,
         n_starts: int,
@@ -272,7 +273,7 @@ class Search:
 
         Parameters
         ----------
-        Lambda : ndarray of shape (n, C)
+        Lambda : array of shape (n, C)
         units : ndarray of shape (k, m)
             Directions of the neurons, which are starts as well.
         n_starts : int

@@ -20,12 +20,14 @@ from sklearn_convexbn._arrangements import (
     enumerate_gates,
     random_directions,
 )
+from sklearn_convexbn._arrays import like
 from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._device import resolve_device
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening, whitening_of
 
 #: What the parameters that state a problem may be, as scikit-learn's constraints.
@@ -153,22 +155,23 @@ def state_problem(
     n_components: int | float | None,
     shrinkage: float | str,
     activation: str = "relu",
+    rows: Rows | None = None,
     compact: bool = False,
 ) -> tuple[Problem, Whitening]:
     """Whiten the rows and state the problem, without a list of arrangements.
 
+    The problem is in NumPy arrays, or where `rows` are if they are given: those of the data.
     `compact` stores the whitened rows in float32 where they are many and outnumber their columns.
     """
-    whitening = whitening_of(
-        data.rows, data.weights, n_components=n_components, shrinkage=shrinkage
-    )
-    n, k = len(data.rows), whitening.n_components + 1
+    rows = data.rows.on_cpu() if rows is None else rows
+    whitening = whitening_of(rows, data.weights, n_components=n_components, shrinkage=shrinkage)
+    n, k = len(rows), whitening.n_components + 1
     check_rows_fit(n, k)
-    compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
+    Z = whitening.transform(rows, compact=compact and n * k >= COMPACT_NUMBERS and n >= 2 * k)
     problem = Problem(
-        Z=whitening.transform(data.rows, np.float32 if compact else np.float64),
-        Y=data.Y,
-        p=data.weights / data.weights.sum(),
+        Z=Z,
+        Y=like(data.Y, Z),
+        p=like(data.weights / data.weights.sum(), Z),
         loss=data.loss,
         alpha=alpha,
         fit_intercept=fit_intercept,
@@ -213,14 +216,19 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     ValueError
         If the solver does not handle the problem, or it does not fit into memory.
     """
+    # The pursuit, which "auto" means for ReLU unless rows are few, computes where the rows are and
+    # reads them in float32; the other solvers begin with NumPy arrays in float64.
+    n, d = data.rows.shape
+    pursued = _is_pursuit(settings) and n > 2 * d
     problem, whitening = state_problem(
         data,
+        rows=data.rows.to(_torch_device(settings)) if pursued else None,
+        compact=pursued and settings.tol >= COMPACT_TOLERANCE,
         alpha=settings.alpha,
         fit_intercept=settings.fit_intercept,
         n_components=settings.n_components,
         shrinkage=settings.shrinkage,
         activation=settings.activation,
-        compact=settings.tol >= COMPACT_TOLERANCE and _is_pursuit(settings),
     )
     solver = choose_solver(settings.solver, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
@@ -272,6 +280,11 @@ def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Sol
     if not closed_form.unsupported(problem):
         return closed_form
     return solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
+
+
+def _torch_device(settings: TrainingSettings) -> str | None:
+    """Return the device to read rows to, None for leaving them where they are."""
+    return None if settings.device == "cpu" else settings.device
 
 
 def _is_pursuit(settings: TrainingSettings) -> bool:

@@ -15,6 +15,14 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from sklearn_convexbn._arrays import (
+    Array,
+    array_namespace,
+    as_numpy,
+    is_tensor,
+    like,
+    on_device,
+)
 from sklearn_convexbn._rows import BLOCK_NUMBERS, Rows
 
 #: The decomposition is randomized where the smaller side of X is at least this size and at least
@@ -59,16 +67,21 @@ class Whitening:
         """Number of directions kept."""
         return int(self.scales.shape[0])
 
-    def transform(self, X: Any, dtype: type = np.float64) -> np.ndarray:
+    def transform(self, X: Any, *, compact: bool = False) -> Array:
         """Map rows of X (n, d), or :class:`Rows`, to rows of Z (n, k + 1); the last column is ones.
 
-        Computed in float64 and stored as `dtype`.
+        Computed in float64 and stored in that, or in float32 if `compact`, where X is.
         """
         rows = X if isinstance(X, Rows) else Rows(X)
-        Z: np.ndarray = np.empty((len(rows), self.n_components + 1), dtype=dtype)
+        example = rows.example
+        xp = array_namespace(example)
+        dtype = xp.float32 if compact else xp.float64
+        Z = xp.ones((len(rows), self.n_components + 1), dtype=dtype, **on_device(example))
+        mean, components, scales = (
+            like(a, example) for a in (self.mean, self.components, self.scales)
+        )
         for block, part in rows.blocks():
-            Z[block, :-1] = (part - self.mean) @ self.components / self.scales
-        Z[:, -1] = 1.0
+            Z[block, :-1] = (part - mean) @ components / scales
         return Z
 
     def hidden_layer(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +96,7 @@ def whiten(
     *,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
-) -> tuple[np.ndarray, Whitening]:
+) -> tuple[Array, Whitening]:
     """Whiten the rows of X, keeping the leading directions.
 
     Parameters
@@ -135,7 +148,7 @@ def whitening_of(
     level = float(variances.mean()) if s.size else 0.0
     shrunk = (1.0 - d) * variances[:k] + d * level
     return Whitening(
-        mean=centred.mean,
+        mean=as_numpy(centred.mean),
         components=V[:, :k],
         scales=np.sqrt(shrunk) * centred.size,
         spectrum=np.append(variances[:k] / shrunk, 1.0),
@@ -154,9 +167,9 @@ class _Centred:
     """
 
     rows: Rows
-    p: np.ndarray
+    p: Array
     total: float
-    mean: np.ndarray
+    mean: Array
     size: float
     noise: float
     variance: float
@@ -165,14 +178,12 @@ class _Centred:
     @classmethod
     def of(cls, rows: Rows, weights: np.ndarray) -> _Centred:
         total = float(weights.sum())
-        p = weights / total
-        mean = np.zeros(rows.shape[1])
-        for block, X in rows.blocks():
-            mean += p[block] @ X
+        p = like(weights / total, rows.example)
+        mean = sum(p[block] @ X for block, X in rows.blocks())
         size = largest = 0.0
         for _, X in rows.blocks():
-            size = max(size, float(np.abs(X - mean).max(initial=0.0)))
-            largest = max(largest, float(np.abs(X).max(initial=0.0)))
+            size = max(size, float(abs(X - mean).max()))
+            largest = max(largest, float(abs(X).max()))
         size = size or 1.0
         variance = fourth = 0.0
         for block, X in rows.blocks():
@@ -181,18 +192,18 @@ class _Centred:
             fourth += float(p[block] @ squares**2)
         return cls(rows, p, total, mean, size, largest / size, variance, fourth)
 
-    def weighted(self, rows: slice) -> np.ndarray:
+    def weighted(self, rows: slice) -> Array:
         """Return centred rows times the square roots of their weights (rows, d)."""
-        return (self.rows[rows] - self.mean) * (np.sqrt(self.p[rows]) / self.size)[:, None]
+        return (self.rows[rows] - self.mean) * (self.p[rows] ** 0.5 / self.size)[:, None]
 
-    def dot(self, V: np.ndarray) -> np.ndarray:
+    def dot(self, V: Array) -> Array:
         """Return the product (n, m) of all rows of :meth:`weighted` with V (d, m)."""
-        return (self.rows.dot(V) - self.mean @ V) * (np.sqrt(self.p) / self.size)[:, None]
+        return (self.rows.dot(V) - self.mean @ V) * (self.p**0.5 / self.size)[:, None]
 
-    def transposed_dot(self, W: np.ndarray) -> np.ndarray:
+    def transposed_dot(self, W: Array) -> Array:
         """Return the product (d, m) of the transpose of :meth:`weighted` with W (n, m)."""
-        W = W * (np.sqrt(self.p) / self.size)[:, None]
-        return self.rows.transposed_dot(W) - np.outer(self.mean, W.sum(axis=0))
+        W = W * (self.p**0.5 / self.size)[:, None]
+        return self.rows.transposed_dot(W) - self.mean[:, None] * W.sum(axis=0)
 
     def factor(self) -> np.ndarray:
         """Return a matrix (at most d, d) with the singular values and right vectors of all rows.
@@ -202,12 +213,19 @@ class _Centred:
         """
         n, d = self.rows.shape
         if n <= d:
-            return self.weighted(slice(0, n))
-        R, step = np.zeros((0, d)), max(4 * d, BLOCK_NUMBERS // max(1, d))
+            return as_numpy(self.weighted(slice(0, n)))
+        R, step = None, max(4 * d, BLOCK_NUMBERS // max(1, d))
         for start in range(0, n, step):
             block = self.weighted(slice(start, min(start + step, n)))
-            R = linalg.qr(np.vstack([R, block]), mode="r", check_finite=False)[0][:d]
-        return R
+            R = _triangle(block if R is None else array_namespace(R).concatenate([R, block]))
+        return as_numpy(R)
+
+
+def _triangle(A: Array) -> Array:
+    """Return R of a QR factorization of A (m, d), shape (at most d, d)."""
+    if is_tensor(A):
+        return array_namespace(A).linalg.qr(A, mode="r")[1]
+    return linalg.qr(A, mode="r", check_finite=False)[0][: A.shape[1]]
 
 
 def _is_randomized(
@@ -226,9 +244,12 @@ def _leading_directions(centred: _Centred, k: int) -> tuple[np.ndarray, np.ndarr
     """
     d = centred.rows.shape[1]
     V = np.random.default_rng(0).standard_normal((d, k + OVERSAMPLING))
+    V = like(V, centred.p)
+    qr = array_namespace(V).linalg.qr
     for _ in range(SUBSPACE_ITERATIONS):
-        V = np.linalg.qr(centred.transposed_dot(np.linalg.qr(centred.dot(V))[0]))[0]
-    _, s, rotation = linalg.svd(centred.dot(V), full_matrices=False)
+        V = qr(centred.transposed_dot(qr(centred.dot(V))[0]))[0]
+    _, s, rotation = linalg.svd(as_numpy(_triangle(centred.dot(V))))
+    V = as_numpy(V)
     rank = int(np.count_nonzero(s > np.finfo(float).eps * max(centred.rows.shape) * s[0]))
     return s[: min(k, rank)], _signed((V @ rotation.T)[:, : min(k, rank)])
 

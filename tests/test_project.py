@@ -60,7 +60,7 @@ def test_solver_written_in_the_guide_works():
 
 def levels():
     """Read the module map of CONTRIBUTING.md: module name -> level."""
-    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
     return {name: int(level) for level, names in rows for name in re.findall(r"`(\w+)`", names)}
 
 

@@ -266,6 +266,6 @@ def test_few_of_many_directions_by_a_randomized_decomposition(kind, n, d):
 def test_rows_may_be_stored_in_float32():
     X = _data()
     Z, whitening = whiten(X, np.ones(40))
-    compact = whitening.transform(X, np.float32)
+    compact = whitening.transform(X, compact=True)
     assert compact.dtype == np.float32
     np.testing.assert_array_equal(compact, Z.astype(np.float32))

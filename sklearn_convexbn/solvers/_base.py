@@ -17,6 +17,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
+from sklearn_convexbn._arrays import Array
+from sklearn_convexbn._device import one_thread_after_fork
 from sklearn_convexbn._problem import Certificate, Neurons, Problem, relative_gap
 
 #: Columns of ``history_``.
@@ -31,7 +33,7 @@ class Iterate:
     ----------
     neurons : Neurons
         A feasible network.
-    Lambda : ndarray of shape (n, C) or None
+    Lambda : array of shape (n, C) or None
         A dual point better than the one the network itself gives.
     largest_correlation : float or None
         The largest ``|Lambda^T (Z q)_+|`` of the dual point: an upper bound (then `proven`) or
@@ -43,7 +45,7 @@ class Iterate:
     """
 
     neurons: Neurons
-    Lambda: np.ndarray | None = None
+    Lambda: Array | None = None
     largest_correlation: float | None = None
     proven: bool = False
     stalled: bool = False
@@ -155,6 +157,7 @@ def run(
         The network with the smallest objective seen, and its own certificate. Not reaching
         the tolerance warns once with ConvergenceWarning.
     """
+    one_thread_after_fork()
     begin = time.perf_counter()
     rows: list[tuple[float, float, int, float]] = []
     best: tuple[Neurons, Certificate] | None = None

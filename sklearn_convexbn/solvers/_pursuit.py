@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize
 
+from sklearn_convexbn._arrays import Array, as_numpy, is_tensor
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -107,7 +108,7 @@ class Pursuit(Solver):
         self,
         problem: Problem,
         neurons: Neurons,
-        Lambda: np.ndarray,
+        Lambda: Array,
         search: Search,
         settings: RunSettings,
     ) -> _Found:
@@ -129,7 +130,7 @@ class Pursuit(Solver):
             return found
         n, k = problem.Z.shape
         if is_affordable(n, k, problem.n_outputs):
-            value, q = largest_correlation(problem.Z, Lambda)
+            value, q = largest_correlation(as_numpy(problem.Z), as_numpy(Lambda))
             return replace(found.joined(np.array([value]), q[:, None]), proven=True)
         more = search(
             Lambda,
@@ -175,13 +176,15 @@ def _gap(problem: Problem, neurons: Neurons, found: _Found) -> float:
 
 
 class _TorchProblem:
-    """The problem's arrays on a torch device: the layer as it is stored, the rest in float64."""
+    """The problem's tensors; arrays go to a torch device, the layer as it is stored."""
 
     def __init__(self, problem: Problem, device: str) -> None:
         import torch
 
         from sklearn_convexbn._hidden_layer import HiddenLayer
 
+        if is_tensor(problem.Z):
+            device = problem.Z.device
         self.layer = HiddenLayer(torch.as_tensor(problem.Z, device=device))
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
