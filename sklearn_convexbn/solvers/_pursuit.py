@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
+#: Refits of several outputs are as accurate as this part of the gap so far.
+REFIT_SHARE = 0.02
+
 #: Rounds with a gap of more than this many tolerances search in so few steps, without circles.
 ROUGH_GAPS, ROUGH_STEPS = 10.0, 10
 
@@ -85,7 +88,7 @@ class Pursuit(Solver):
         training = _TorchProblem(problem, settings.device)
         search = Search(training.layer, settings.random_directions, settings.random_state)
         neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
-        neurons = self._refined(problem, training, replace(neurons, gates=None))
+        neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
         while True:
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
@@ -95,14 +98,17 @@ class Pursuit(Solver):
                 found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, found.directions[:, new].T)
-            neurons = self._refined(problem, training, neurons)
+            gap = max(_gap(problem, neurons, found), settings.tol)
+            neurons = self._refined(problem, training, neurons, gap)
 
-    def _refined(self, problem: Problem, training: _TorchProblem, neurons: Neurons) -> Neurons:
-        """Refit the output weights, slide the neurons, merge and refit."""
-        neurons = refit(training, neurons)
+    def _refined(
+        self, problem: Problem, training: _TorchProblem, neurons: Neurons, gap: float
+    ) -> Neurons:
+        """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
+        neurons = refit(training, neurons, tol=REFIT_SHARE * gap)
         neurons = slide(training, neurons, n_steps=self.n_slide_steps)
         neurons = merge_equal_units(problem, neurons)
-        return refit(training, neurons)
+        return refit(training, neurons, tol=REFIT_SHARE * gap)
 
     def _search(
         self,
@@ -206,10 +212,13 @@ def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
     )
 
 
-def refit(training: _TorchProblem, neurons: Neurons) -> Neurons:
+def refit(
+    training: _TorchProblem, neurons: Neurons, *, tol: float = MULTI_OUTPUT_TOLERANCE
+) -> Neurons:
     """Refit the output weights and the intercept to fixed directions; drop zero neurons.
 
-    Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A.
+    Minimises ``L(A V + 1 b^T) + alpha sum_j |v_j|`` with fixed activations A. For several outputs
+    `tol` is the relative duality gap to reach, if it is above `MULTI_OUTPUT_TOLERANCE`.
     """
     from sklearn_convexbn.solvers._lasso import lasso_refit
     from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
@@ -223,7 +232,7 @@ def refit(training: _TorchProblem, neurons: Neurons) -> Neurons:
     if problem.n_outputs == 1:
         V, b = lasso_refit(*arguments, V, tol=REFIT_TOLERANCE)
     else:
-        V, b = multi_output_refit(*arguments, V, b, tol=MULTI_OUTPUT_TOLERANCE)
+        V, b = multi_output_refit(*arguments, V, b, tol=max(tol, MULTI_OUTPUT_TOLERANCE))
     output = V.cpu().numpy()
     keep = np.linalg.norm(output, axis=1) > 0
     return Neurons(neurons.directions[keep], output[keep], b.cpu().numpy())
