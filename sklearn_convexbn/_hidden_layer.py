@@ -68,9 +68,9 @@ class HiddenLayer:
 
     def fit(self, Q: Tensor, V: Tensor) -> Tensor:
         """Return ``(Z Q)_+ V`` (n, C) for directions Q (k, m) and output weights V (m, C)."""
-        F = V.new_empty(len(self.Z), V.shape[1])
+        F, Vt = V.new_empty(len(self.Z), V.shape[1]), V.T.contiguous()
         for rows, _, H in self.products(Q):
-            torch.mm(H.clamp_min_(0), V, out=F[rows])
+            torch.mm(H.clamp_min_(0), Vt.T, out=F[rows])
         return F
 
     def activations(self, Q: Tensor) -> Activations:
@@ -99,9 +99,10 @@ class HiddenLayer:
             T = (Q * gradient).sum(dim=0)  # homogeneous of degree one
             return T.abs(), gradient * T.sign()
         T = self.correlations(Lambda, Q)
-        directions = torch.nn.functional.normalize(T, dim=0)
+        directions, slopes = torch.nn.functional.normalize(T, dim=0), Q.new_empty(0)
         for rows, Z, H in self.products(Q):
-            slopes = Lambda[rows].to(Q.dtype) @ directions
+            slopes = slopes if slopes.shape == H.shape else torch.empty_like(H)
+            torch.mm(Lambda[rows].to(Q.dtype), directions, out=slopes)
             gradient.addmm_(Z.T, slopes.mul_(H.gt_(0)))
         return torch.linalg.vector_norm(T, dim=0), gradient
 
@@ -127,23 +128,27 @@ class HiddenLayer:
         dV : torch.Tensor of shape (m, C)
         db : torch.Tensor of shape (C,)
         """
-        dQ, dV, db = torch.zeros_like(Q), torch.zeros_like(V), Y.new_zeros(V.shape[1])
-        value, single = Y.new_zeros(()), V.shape[1] == 1
+        # Products with few outputs are fastest with the outputs in rows.
+        Vt = V.T.contiguous()
+        dQ, dVt, db = torch.zeros_like(Q), torch.zeros_like(Vt), Y.new_zeros(len(Vt))
+        value, single, slopes = Y.new_zeros(()), len(Vt) == 1, Q.new_empty(0)
         for rows, Z, H in self.products(Q):
-            F = H.clamp_min_(0) @ V + b
-            value += loss.value(F.to(Y.dtype), Y[rows], p[rows])
-            G = loss.gradient(F.to(Y.dtype), Y[rows], p[rows])
+            F = torch.mm(H.clamp_min_(0), Vt.T).add_(b).to(Y.dtype)
+            part, G = loss.value_and_gradient(F, Y[rows], p[rows])
+            value += part
             db += G.sum(dim=0)
             G = G.to(Q.dtype)
             if single:
                 dQ.addmm_((G * Z).T, H.gt_(0))
                 continue
-            dV.addmm_(H.T, G)
-            dQ.addmm_(Z.T, (G @ V.T).mul_(H.gt_(0)))
+            slopes = slopes if slopes.shape == H.shape else torch.empty_like(H)
+            torch.mm(G, Vt, out=slopes)
+            dVt.addmm_(G.T, H)
+            dQ.addmm_(Z.T, slopes.mul_(H.gt_(0)))
         if single:  # the slopes of a unit are its activity times G, up to its own output weight
-            dV = (Q * dQ).sum(dim=0)[:, None]
-            dQ *= V.T
-        return float(value), dQ, dV, db
+            dVt = (Q * dQ).sum(dim=0)[None]
+            dQ *= Vt
+        return float(value), dQ, dVt.T, db
 
     def nearest(self, Q: Tensor, count: int) -> Tensor:
         """Return the rows (count, S) whose hyperplanes are nearest to each direction (k, S)."""
@@ -178,17 +183,17 @@ class Activations(ABC):
 
     def fit(self, V: Tensor) -> Tensor:
         """Return ``A V`` (n, C) for V (m, C)."""
-        F = V.new_empty(self.shape[0], V.shape[1])
+        F, Vt = V.new_empty(self.shape[0], V.shape[1]), V.T.contiguous()
         for rows, A in self.blocks():
-            torch.mm(A, V, out=F[rows])
+            torch.mm(A, Vt.T, out=F[rows])
         return F
 
     def correlations(self, G: Tensor) -> Tensor:
         """Return ``A^T G`` (m, C) for G (n, C)."""
-        T = G.new_zeros(self.shape[1], G.shape[1])
+        T = G.new_zeros(G.shape[1], self.shape[1])
         for rows, A in self.blocks():
-            T.addmm_(A.T, G[rows])
-        return T
+            T.addmm_(G[rows].T, A)
+        return T.T
 
     def means(self, p: Tensor) -> Tensor:
         """Return ``A^T p`` (m,) for row weights p (n,)."""

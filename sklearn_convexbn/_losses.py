@@ -36,6 +36,10 @@ class Loss(ABC):
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
         """Return the gradient of :meth:`value` in F, shape (n, C); row i carries p_i."""
 
+    def value_and_gradient(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+        """Return :meth:`value` and :meth:`gradient`; a loss may share work between them."""
+        return self.value(F, Y, p), self.gradient(F, Y, p)
+
     @abstractmethod
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         """Return the conjugate of :meth:`value` at U (n, C): ``sup_F <U, F> - value(F)``.
@@ -108,8 +112,17 @@ class SoftmaxLoss(Loss):
         return (p * (lse - (Y * F).sum(axis=1))).sum()
 
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
-        others = softmax(F) * (1.0 - Y)  # 1 - softmax of the own class cancels where that is near 1
-        return p[:, None] * (others - Y * others.sum(axis=1)[:, None])
+        return self.value_and_gradient(F, Y, p)[1]
+
+    def value_and_gradient(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+        xp = array_namespace(F)
+        top = xp.amax(F, axis=1, keepdims=True)
+        e = xp.exp(F - top)
+        total = e.sum(axis=1)
+        value = (p * (xp.log(total) + top[:, 0] - (Y * F).sum(axis=1))).sum()
+        # 1 - softmax of the own class cancels where that is near 1.
+        others = e * (1.0 - Y) / total[:, None]
+        return value, p[:, None] * (others - Y * others.sum(axis=1)[:, None])
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(U)
