@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._rows import Rows
@@ -98,13 +99,23 @@ def _row_hashes(X: Rows) -> np.ndarray:
     n, d = X.shape
     draws = np.random.default_rng(d).integers(1, 2**63, size=d, dtype=np.uint64)
     multipliers = draws | np.uint64(1)
-    hashes = np.empty(n, dtype=np.uint64)
-    for rows, block in X.blocks():
+
+    def mixed(numbers: np.ndarray, factors: np.ndarray) -> np.ndarray:
         # Adding zero turns -0.0 into 0.0, which compares equal and must hash equal.
-        words = (np.ascontiguousarray(as_numpy(block)) + 0.0).view(np.uint64)
-        words = (words ^ (words >> np.uint64(29))) * multipliers
+        words = (np.ascontiguousarray(numbers) + 0.0).view(np.uint64)
+        words = (words ^ (words >> np.uint64(29))) * factors
         words ^= words >> np.uint64(32)
-        hashes[rows] = (words * multipliers).sum(axis=1, dtype=np.uint64)
+        return words * factors
+
+    hashes = np.empty(n, dtype=np.uint64)
+    if sparse.issparse(X.X):  # a zero adds nothing
+        for rows, block in X.multipliable(0):
+            sums = np.zeros(block.nnz + 1, dtype=np.uint64)
+            np.cumsum(mixed(block.data, multipliers[block.indices]), out=sums[1:])
+            hashes[rows] = sums[block.indptr[1:]] - sums[block.indptr[:-1]]
+        return hashes
+    for rows, block in X.blocks():
+        hashes[rows] = mixed(as_numpy(block), multipliers).sum(axis=1, dtype=np.uint64)
     return hashes
 
 

@@ -144,8 +144,7 @@ def forward(
     W, v, w0, v0 = (like(a, example) for a in (*coefs, *intercepts))
     G = None if gates is None else like(gates, example)
     F = array_namespace(example).empty((len(rows), v.shape[1]), dtype=v.dtype, **on_device(example))
-    for block in rows.slices(W.shape[1], PREDICTED_NUMBERS):
-        part = rows.multipliable(block)
+    for block, part in rows.multipliable(W.shape[1], PREDICTED_NUMBERS):
         hidden = part @ W
         hidden += w0
         hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)

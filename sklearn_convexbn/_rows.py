@@ -26,6 +26,9 @@ from sklearn_convexbn._arrays import (
 #: Numbers in a block of rows: 16 MiB in float64.
 BLOCK_NUMBERS = 2**21
 
+#: Sparse rows of more columns than this are not made dense.
+DENSE_COLUMNS = 1000
+
 
 class Rows:
     """Rows of X in the order of an index.
@@ -53,6 +56,11 @@ class Rows:
         """Numbers of rows and columns (n, d)."""
         return len(self), self.X.shape[1]
 
+    @property
+    def stay_sparse(self) -> bool:
+        """Whether blocks had better be multiplied as they are, sparse."""
+        return sparse.issparse(self.X) and self.device is None and self.shape[1] > DENSE_COLUMNS
+
     def take(self, index: np.ndarray) -> Rows:
         """Return some of these rows, by their places here."""
         return Rows(self.X, index if self.index is None else self.index[index], self.device)
@@ -68,15 +76,14 @@ class Rows:
     @property
     def example(self) -> Array:
         """An array without numbers, of the kind and on the device of the blocks."""
+        if sparse.issparse(self.X):
+            return self._placed(np.zeros((0, self.shape[1])))
         return self[slice(0, 0)]
 
-    def slices(self, width: int = 0, numbers: int | None = None) -> Iterator[slice]:
-        """Yield slices of rows that are read together, for `width` numbers a row besides d.
-
-        A block has `numbers` numbers, by default `BLOCK_NUMBERS`.
-        """
+    def slices(self) -> Iterator[slice]:
+        """Yield slices of rows that are read together."""
         n, d = self.shape
-        size = max(1, (numbers or BLOCK_NUMBERS) // max(1, d + width))
+        size = max(1, BLOCK_NUMBERS // max(1, d))
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
@@ -110,21 +117,27 @@ class Rows:
         """Return ``X V`` (n, m) for V (d, m)."""
         xp = array_namespace(V)
         out = xp.empty((len(self), V.shape[1]), dtype=V.dtype, **on_device(V))
-        for rows in self.slices(V.shape[1]):
-            out[rows] = self.multipliable(rows) @ V
+        for rows, block in self.multipliable(V.shape[1]):
+            out[rows] = block @ V
         return out
 
     def transposed_dot(self, W: Array) -> Array:
         """Return ``X^T W`` (d, m) for W (n, m)."""
         xp = array_namespace(W)
         out = xp.zeros((self.shape[1], W.shape[1]), dtype=W.dtype, **on_device(W))
-        for rows in self.slices(W.shape[1]):
-            out += self.multipliable(rows).T @ W[rows]
+        for rows, block in self.multipliable(W.shape[1]):
+            out += block.T @ W[rows]
         return out
 
-    def multipliable(self, rows: slice) -> Any:
-        """Return a block of rows that multiplies: sparse where X is and stays on the CPU."""
-        block = self._stored(rows)
-        if sparse.issparse(block) and self.device is None:
-            return block.astype(np.float64)
-        return self[rows]
+    def multipliable(self, width: int, numbers: int = BLOCK_NUMBERS) -> Iterator[tuple[slice, Any]]:
+        """Yield slices of rows and these rows, sparse where X is and stays on the CPU.
+
+        A block and `width` numbers more for each of its rows are about `numbers` numbers.
+        """
+        n, d = self.shape
+        in_place = sparse.issparse(self.X) and self.device is None
+        a_row = self.X.nnz // max(1, self.X.shape[0]) if in_place else d
+        size = max(1, numbers // max(1, a_row + width))
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            yield rows, self._stored(rows).astype(np.float64) if in_place else self[rows]

@@ -80,6 +80,10 @@ class Whitening:
         mean, components, scales = (
             like(a, example) for a in (self.mean, self.components, self.scales)
         )
+        if rows.stay_sparse:
+            for block, part in rows.multipliable(0):
+                Z[block, :-1] = (part @ components - mean @ components) / scales
+            return Z
         for block, part in rows.blocks():
             Z[block, :-1] = (part - mean) @ components / scales
         return Z
@@ -179,6 +183,8 @@ class _Centred:
     def of(cls, rows: Rows, weights: np.ndarray) -> _Centred:
         total = float(weights.sum())
         p = like(weights / total, rows.example)
+        if rows.stay_sparse:
+            return cls._of_sparse(rows, p, total)
         mean = sum(p[block] @ X for block, X in rows.blocks())
         size = largest = 0.0
         for _, X in rows.blocks():
@@ -188,6 +194,20 @@ class _Centred:
         variance = fourth = 0.0
         for block, X in rows.blocks():
             squares = (((X - mean) / size) ** 2).sum(axis=1)
+            variance += float(p[block] @ squares)
+            fourth += float(p[block] @ squares**2)
+        return cls(rows, p, total, mean, size, largest / size, variance, fourth)
+
+    @classmethod
+    def _of_sparse(cls, rows: Rows, p: np.ndarray, total: float) -> _Centred:
+        """Do the same without subtracting the mean from rows."""
+        mean = rows.transposed_dot(p[:, None])[:, 0]
+        largest = max(abs(rows.X.min()), abs(rows.X.max()))
+        size = float(max(largest, np.abs(mean).max())) or 1.0
+        variance = fourth = 0.0
+        for block, X in rows.multipliable(0):
+            squares = X.multiply(X).sum(axis=1) - 2.0 * (X @ mean) + mean @ mean
+            squares = np.maximum(squares, 0.0) / size**2
             variance += float(p[block] @ squares)
             fourth += float(p[block] @ squares**2)
         return cls(rows, p, total, mean, size, largest / size, variance, fourth)

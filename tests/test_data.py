@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import sparse
 from sklearn.utils import compute_class_weight
 
 from sklearn_convexbn import _data
@@ -118,6 +119,7 @@ def test_hash_sees_every_column_and_its_place_but_not_the_row_number():
     X = np.zeros((9000, 4))  # longer than one block
     X[1, 0], X[2, 1], X[3, 2], X[4, 3], X[8999, 0] = 1.0, 1.0, 1.0, 1.0, 1.0
     hashes = _data._row_hashes(Rows(X))
+    np.testing.assert_array_equal(_data._row_hashes(Rows(sparse.csr_array(X))), hashes)
     assert len(set(hashes[:5])) == 5
     assert hashes[8999] == hashes[1]
     assert len(set(hashes[5:8999])) == 1

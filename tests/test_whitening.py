@@ -263,6 +263,22 @@ def test_few_of_many_directions_by_a_randomized_decomposition(kind, n, d):
     np.testing.assert_array_equal(again, Z)
 
 
+def test_wide_sparse_rows_are_never_made_dense(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = (rng.random((1100, 1300)) < 0.01) * rng.normal(size=(1100, 1300))
+    weights = _weights(1100)
+    Z, whitening = whiten(X, weights, n_components=10)
+    given = sparse.csr_array(X)
+    monkeypatch.setattr(type(given), "toarray", None)
+    own, parts = whiten(given, weights, n_components=10)
+    np.testing.assert_allclose(parts.mean, whitening.mean, atol=1e-15)
+    np.testing.assert_allclose(parts.singular_values, whitening.singular_values, rtol=1e-8)
+    np.testing.assert_allclose(
+        parts.explained_variance_ratio, whitening.explained_variance_ratio, rtol=1e-8
+    )
+    np.testing.assert_allclose(own, Z, atol=1e-6)
+
+
 def test_rows_may_be_stored_in_float32():
     X = _data()
     Z, whitening = whiten(X, np.ones(40))
