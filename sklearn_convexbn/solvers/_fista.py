@@ -148,7 +148,13 @@ def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterat
         q, b = found.S.cpu().numpy(), np.array([found.b])
         gates = found.active.cpu().numpy().astype(np.intp)
         neurons = Neurons.from_products(q, np.ones((len(q), 1)), b, gates)
-        yield Iterate(neurons, stalled=found.stalled or found.gap <= 1e-3 * settings.tol)
+        stalled = found.stalled or found.gap <= 1e-3 * settings.tol
+        if found.gap > 10.0 * settings.tol and not stalled:
+            # Looked at all gates already; the driver looks for itself where it may stop.
+            Lambda = found.Lambda.cpu().numpy()
+            yield Iterate(neurons, Lambda, found.largest, proven=True)
+        else:
+            yield Iterate(neurons, stalled=stalled)
 
 
 @dataclass

@@ -26,7 +26,7 @@ decides which groups enter and leave.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,13 +45,17 @@ from sklearn_convexbn.solvers._group_ridge import (
 class GroupSolution:
     """One round: the groups that are active, their S, b and the relative duality gap.
 
-    `stalled` says that further rounds would not improve it: rounding level.
+    `Lambda` (n, 1) is minus the gradient of the loss and `largest` the largest
+    ``|Z^T diag(M_g) Lambda|`` over all groups. `stalled` says that further rounds would not
+    improve it: rounding level.
     """
 
     active: Tensor
     S: Tensor
     b: float
     gap: float
+    Lambda: Tensor
+    largest: float
     stalled: bool = False
 
 
@@ -87,8 +91,8 @@ def group_newton(
     Yields
     ------
     GroupSolution
-        The first one is the start, or the constant model. The last one meets `tol` or is
-        `stalled`.
+        The first one is the start, or the constant model. The last one meets `tol`, or it repeats
+        the one before it and is `stalled`.
     """
     program = Program(Z, M.to(Z), Y, p, loss, float(alpha), fit_intercept)
     floor = 1e-12 * float(loss.value(torch.zeros_like(Y), Y, p))  # data that are fitted exactly
@@ -102,11 +106,15 @@ def group_newton(
         best_dual = max(best_dual, -float(loss.conjugate(scaled, Y, p)))
         primal = float(loss.value(state.F, Y, p) + alpha * state.S.norm(dim=1).sum())
         gap = max(primal - best_dual, 0.0) / max(primal, floor, 1e-300)
-        new = _newton_round(program, state, w, norms) if gap > tol else None
+        solution = GroupSolution(state.active, state.S, state.b, gap, -gradient, largest)
+        # Before the next round is computed: the caller may need no better one.
+        yield solution
+        if gap <= tol:
+            return
+        new = _newton_round(program, state, w, norms)
         slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
-        stalled = gap > tol and (new is None or slow > 5)
-        yield GroupSolution(state.active, state.S, state.b, gap, stalled)
-        if new is None or stalled:
+        if new is None or slow > 5:
+            yield replace(solution, stalled=True)
             return
         state = new
 
