@@ -119,25 +119,28 @@ class FISTA(Solver):
 
 def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
     """Gated program with one output: Newton's method on the scales of the gates."""
-    import torch
-
     from sklearn_convexbn.solvers._group_newton import group_newton
 
-    def tensor(a: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(a, dtype=np.float64), device=settings.device)
+    on_cpu = settings.device == "cpu"
+
+    def array(a: np.ndarray) -> np.ndarray | Tensor:
+        a = np.ascontiguousarray(a)
+        return a if on_cpu else _tensor(a, settings.device)
+
+    def doubles(a: np.ndarray) -> np.ndarray | Tensor:
+        return array(a.astype(np.float64, copy=False))
 
     start = None
     if settings.start is not None and settings.start.gates is not None:
         which, group = np.unique(settings.start.gates, return_inverse=True)
         S = np.zeros((len(which), problem.Z.shape[1]))
         np.add.at(S, group.ravel(), settings.start.directions * settings.start.weights)
-        groups = torch.as_tensor(which, dtype=torch.long, device=settings.device)
-        start = (groups, tensor(S), float(settings.start.intercept[0]))
+        start = (array(which), doubles(S), float(settings.start.intercept[0]))
     rounds = group_newton(
-        tensor(problem.Z),
-        tensor(problem.patterns),
-        tensor(problem.Y),
-        tensor(problem.p),
+        doubles(problem.Z),
+        doubles(problem.patterns),
+        doubles(problem.Y),
+        doubles(problem.p),
         problem.loss,
         problem.alpha,
         problem.fit_intercept,
@@ -145,16 +148,26 @@ def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterat
         tol=1e-3 * settings.tol,  # so that the driver's certificate decides, not this one
     )
     for found in rounds:
-        q, b = found.S.cpu().numpy(), np.array([found.b])
-        gates = found.active.cpu().numpy().astype(np.intp)
+        q, b = _numpy(found.S), np.array([found.b])
+        gates = _numpy(found.active).astype(np.intp)
         neurons = Neurons.from_products(q, np.ones((len(q), 1)), b, gates)
         stalled = found.stalled or found.gap <= 1e-3 * settings.tol
         if found.gap > 10.0 * settings.tol and not stalled:
             # Looked at all gates already; the driver looks for itself where it may stop.
-            Lambda = found.Lambda.cpu().numpy()
+            Lambda = _numpy(found.Lambda)
             yield Iterate(neurons, Lambda, found.largest, proven=True)
         else:
             yield Iterate(neurons, stalled=stalled)
+
+
+def _tensor(a: np.ndarray, device: str) -> Tensor:
+    import torch
+
+    return torch.as_tensor(a, device=device)
+
+
+def _numpy(a: np.ndarray | Tensor) -> np.ndarray:
+    return a if isinstance(a, np.ndarray) else a.cpu().numpy()
 
 
 @dataclass

@@ -27,18 +27,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from sklearn_convexbn._losses import Loss
-from sklearn_convexbn.solvers._group_ridge import (
-    Factor,
-    Program,
-    State,
+from sklearn_convexbn._losses import Loss, array_namespace
+from sklearn_convexbn.solvers._factors import (
+    cholesky_solve,
+    in_precision,
+    index_array,
+    largest_entries,
+    row_norms,
     safe_cholesky,
-    solve_ridge,
 )
+from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, solve_ridge
+
+Array = Any  # numpy.ndarray or torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -50,35 +52,36 @@ class GroupSolution:
     improve it: rounding level.
     """
 
-    active: Tensor
-    S: Tensor
+    active: Array
+    S: Array
     b: float
     gap: float
-    Lambda: Tensor
+    Lambda: Array
     largest: float
     stalled: bool = False
 
 
 def group_newton(
-    Z: Tensor,
-    M: Tensor,
-    Y: Tensor,
-    p: Tensor,
+    Z: Array,
+    M: Array,
+    Y: Array,
+    p: Array,
     loss: Loss,
     alpha: float,
     fit_intercept: bool,
-    start: tuple[Tensor, Tensor, float] | None = None,
+    start: tuple[Array, Array, float] | None = None,
     tol: float = 1e-9,
 ) -> Iterator[GroupSolution]:
     """Yield better and better solutions until one has a relative duality gap of at most `tol`.
 
     Parameters
     ----------
-    Z : torch.Tensor of shape (n, k), float64
-    M : torch.Tensor of shape (n, P)
+    Z : numpy.ndarray or torch.Tensor of shape (n, k), float64
+        The arrays that follow are of the same kind and, for tensors, on the same device.
+    M : array of shape (n, P), float64
         One multiplier of the rows a group: 0/1 patterns, or any real numbers.
-    Y : torch.Tensor of shape (n, 1)
-    p : torch.Tensor of shape (n,)
+    Y : array of shape (n, 1)
+    p : array of shape (n,)
         Row weights, summing to one.
     loss : Loss
     alpha : float
@@ -94,17 +97,17 @@ def group_newton(
         The first one is the start, or the constant model. The last one meets `tol`, or it repeats
         the one before it and is `stalled`.
     """
-    program = Program(Z, M.to(Z), Y, p, loss, float(alpha), fit_intercept)
-    floor = 1e-12 * float(loss.value(torch.zeros_like(Y), Y, p))  # data that are fitted exactly
+    program = Program(Z, M, Y, p, loss, float(alpha), fit_intercept)
+    floor = 1e-12 * float(loss.value(0.0 * Y, Y, p))  # data that are fitted exactly
     state, best_dual, slow = _initial_state(program, start), -float("inf"), 0
     while True:
         gradient = program.gradient(state.F)
         w = program.correlations(-gradient, program.M)
-        norms = w.norm(dim=1)
-        largest = float(norms.amax()) if len(norms) else 0.0
+        norms = row_norms(w)
+        largest = float(norms.max()) if len(norms) else 0.0
         scaled = gradient * min(1.0, alpha / largest if largest > 0 else 1.0)
         best_dual = max(best_dual, -float(loss.conjugate(scaled, Y, p)))
-        primal = float(loss.value(state.F, Y, p) + alpha * state.S.norm(dim=1).sum())
+        primal = float(loss.value(state.F, Y, p) + alpha * row_norms(state.S).sum())
         gap = max(primal - best_dual, 0.0) / max(primal, floor, 1e-300)
         solution = GroupSolution(state.active, state.S, state.b, gap, -gradient, largest)
         # Before the next round is computed: the caller may need no better one.
@@ -119,17 +122,17 @@ def group_newton(
         state = new
 
 
-def _initial_state(program: Program, start: tuple[Tensor, Tensor, float] | None) -> State:
+def _initial_state(program: Program, start: tuple[Array, Array, float] | None) -> State:
     """Return the constant model, or the ridge solution with eta_g = |S_g| of a better start."""
-    F = torch.zeros_like(program.Y)
+    F = 0.0 * program.Y
     F = F + program.best_shift(F)
-    none = torch.zeros(0, dtype=torch.long, device=F.device)
-    state = solve_ridge(program, none, F.new_zeros(0), F, float("inf"))
+    none = index_array([], F)
+    state = solve_ridge(program, none, F[:0, 0], F, float("inf"))
     if start is None or len(start[0]) == 0:
         return state
-    groups, order = start[0].sort()
-    S = start[1].to(F)[order]
-    eta = S.norm(dim=1)
+    order = start[0].argsort()
+    groups, S = start[0][order], start[1][order]
+    eta = row_norms(S)
     keep = eta > 0
     F = program.fit(program.M[:, groups], S) + start[2]
     warm = solve_ridge(program, groups[keep], eta[keep], F, state.phi)
@@ -139,7 +142,7 @@ def _initial_state(program: Program, start: tuple[Tensor, Tensor, float] | None)
 # -------------------------------------------------------------------------- Newton step in eta
 
 
-def _newton_round(program: Program, state: State, w: Tensor, norms: Tensor) -> State | None:
+def _newton_round(program: Program, state: State, w: Array, norms: Array) -> State | None:
     """Take one Newton step on eta with backtracking on phi; None when no step decreases it.
 
     Far from the solution the step aims at the solution for a larger alpha, `level`, so that
@@ -147,7 +150,7 @@ def _newton_round(program: Program, state: State, w: Tensor, norms: Tensor) -> S
     magnitude and makes the ridge systems singular to working precision.
     """
     alpha = program.alpha
-    level = max(alpha, 0.3 * float(norms.amax()))
+    level = max(alpha, 0.3 * float(norms.max()))
     attempts = [(level, True, 3), (level, False, 6)]
     if level > alpha:
         attempts.append((alpha, False, 12))
@@ -161,66 +164,67 @@ def _newton_round(program: Program, state: State, w: Tensor, norms: Tensor) -> S
         full = _nonnegative_quadratic(H, slope - H @ eta, (eta > 0) | (slope < 0))
         for halving in range(halvings):
             trial = eta + (full - eta) * 0.5**halving
-            keep = trial > 1e-13 * trial.amax()
+            keep = trial > 1e-13 * trial.max()
             new = solve_ridge(program, groups[keep], trial[keep], state.F, target)
             if new.phi <= target:
                 return new
     return _reweighted_round(program, state, norms)
 
 
-def _reweighted_round(program: Program, state: State, norms: Tensor) -> State | None:
+def _reweighted_round(program: Program, state: State, norms: Array) -> State | None:
     """Set eta_g = |S_g| and let the worst violators in a little; None where nothing decreases.
 
     For the active groups this is alternating minimisation, which cannot fail in exact arithmetic
     and does not need the Hessian, which is nearly singular where Newton's method fails.
     """
-    eta = torch.zeros_like(norms)
+    eta = 0.0 * norms
     eta[state.active] = state.eta * norms[state.active] / program.alpha
     inactive = eta == 0
-    violation = torch.where(inactive, norms / program.alpha - 1.0, 0.0).clamp_min(0.0)
+    violation = (inactive * (norms / program.alpha - 1.0)).clip(0.0)
     scale = float(eta.mean()) or program.alpha
     for most in (16, 1):
-        worst = violation.topk(min(len(norms), most)).indices
+        worst = largest_entries(violation, most)
         for exponent in range(8):
-            trial = eta.clone()
+            trial = 1.0 * eta
             trial[worst] += scale * 10.0**-exponent * violation[worst]
-            groups = (trial > 1e-13 * trial.amax()).nonzero()[:, 0]
+            groups = _numbers(trial > 1e-13 * trial.max())
             new = solve_ridge(program, groups, trial[groups], state.F, state.phi)
             if new.phi < state.phi * (1.0 - 1e-12):
                 return new
     return None
 
 
-def _working_set(state: State, norms: Tensor, level: float) -> tuple[Tensor, Tensor]:
+def _working_set(state: State, norms: Array, level: float) -> tuple[Array, Array]:
     """Return the active groups and the worst violators (as many, at least 16), and their eta."""
-    eta = torch.zeros_like(norms)
+    eta = 0.0 * norms
     eta[state.active] = state.eta
-    score = torch.where((norms > level) & (eta == 0), norms, torch.zeros_like(norms))
-    worst = score.topk(min(len(norms), max(16, len(state.active)))).indices
+    score = ((norms > level) & (eta == 0)) * norms
+    worst = largest_entries(score, max(16, len(state.active)))
     chosen = eta > 0
     chosen[worst[score[worst] > 0]] = True
-    groups = chosen.nonzero()[:, 0]
+    groups = _numbers(chosen)
     return groups, eta[groups]
 
 
-def _eta_hessian(program: Program, factor: Factor, M: Tensor, w: Tensor) -> Tensor:
+def _eta_hessian(program: Program, factor: Factor, M: Array, w: Array) -> Array:
     """Return ``V^T C V / alpha^2`` with the intercept eliminated, very slightly regularised."""
     V = M * (program.Z @ w.T)
     if program.fit_intercept:
-        full = factor.quadratic(torch.cat([V, torch.ones_like(program.Y)], dim=1))
+        xp = array_namespace(V)
+        full = factor.quadratic(xp.concatenate([V, xp.ones_like(program.Y)], 1))
         H, edge, corner = full[:-1, :-1], full[:-1, -1:], full[-1, -1]
         H = H - edge * (edge.T / corner) if float(corner) > 0 else H
     else:
         H = factor.quadratic(V)
-    H = H / program.alpha**2
+    H = in_precision(H, False) / program.alpha**2
     # Duplicate or dependent groups make H singular; the gradient is consistent there, so a
     # relative 1e-9 only selects a minimiser.
-    diagonal = H.diagonal()
-    diagonal.copy_(diagonal.clamp_min(0.0) * (1 + 1e-9) + 1e-14 * diagonal.amax())
+    diagonal = H.reshape(-1)[:: len(H) + 1]  # a view
+    diagonal[:] = diagonal.clip(0.0) * (1 + 1e-9) + 1e-14 * diagonal.max()
     return H
 
 
-def _eta_slopes(norms: Tensor, level: float, alpha: float, secular: bool) -> Tensor:
+def _eta_slopes(norms: Array, level: float, alpha: float, secular: bool) -> Array:
     """Return dphi/deta for the condition |w_g| = level on the support, or its secular version.
 
     |w_g| behaves like 1 / (c + eta_g). Newton's method on 1/|w_g| = 1/level is exact for that
@@ -228,26 +232,26 @@ def _eta_slopes(norms: Tensor, level: float, alpha: float, secular: bool) -> Ten
     matrix and only another right-hand side.
     """
     if secular:
-        return norms.square() * (1.0 - norms / level) / alpha
-    return 0.5 * (level**2 - norms.square()) / alpha
+        return norms * norms * (1.0 - norms / level) / alpha
+    return 0.5 * (level**2 - norms * norms) / alpha
 
 
-def _nonnegative_quadratic(H: Tensor, q: Tensor, free: Tensor) -> Tensor:
+def _nonnegative_quadratic(H: Array, q: Array, free: Array) -> Array:
     """Minimise ``x^T H x / 2 + q^T x`` over x >= 0 by block principal pivoting (H > 0).
 
     All infeasible coordinates change sides at once; when that stops making progress only the
     last one does, which terminates. The cap is a safeguard: the caller checks for descent.
     """
     fewest, patience = len(q) + 1, 5
-    tolerance = 1e-12 * float(q.abs().amax())
-    x = torch.zeros_like(q)
+    tolerance = 1e-12 * float(abs(q).max())
+    x = 0.0 * q
     for _ in range(200):
-        x = torch.zeros_like(q)
-        index = free.nonzero()[:, 0]
+        x = 0.0 * q
+        index = _numbers(free)
         if len(index):
-            chol = safe_cholesky(H[index][:, index])
-            x[index] = -torch.cholesky_solve(q[index].unsqueeze(1), chol)[:, 0]
-        bad = torch.where(free, x < 0, H @ x + q < -tolerance)
+            chol = safe_cholesky(H[index[:, None], index])
+            x[index] = -cholesky_solve(q[index][:, None], chol)[:, 0]
+        bad = (free & (x < 0)) | (~free & (H @ x + q < -tolerance))
         count = int(bad.sum())
         if count == 0:
             break
@@ -256,8 +260,11 @@ def _nonnegative_quadratic(H: Tensor, q: Tensor, free: Tensor) -> Tensor:
         elif patience > 0:
             patience -= 1
         else:
-            last = bad.nonzero()[-1]
-            bad = torch.zeros_like(bad)
-            bad[last] = True
+            bad[_numbers(bad)[:-1]] = False
         free = free ^ bad
-    return x.clamp_min(0.0)
+    return x.clip(0.0)
+
+
+def _numbers(mask: Array) -> Array:
+    """Return the positions of the true entries."""
+    return array_namespace(mask).where(mask)[0]

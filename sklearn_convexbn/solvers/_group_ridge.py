@@ -4,19 +4,38 @@ For scales eta, ``min_{S, b} sum_i p_i loss(F_i, y_i) + alpha/2 sum_g (|S_g|^2 /
 with ``F = sum_g diag(M_g) Z S_g + b``; and the matrix
 ``C = (W^-1 + A diag(eta) A^T / alpha)^-1``, W = p loss'', that its Newton steps and the
 Hessian in eta need, through whichever is cheaper: the active columns A, or the rows.
+
+Factors are in float32 where their condition allows it, at half the time: the Newton steps use
+them as a preconditioner of equations in float64, and the Hessian needs few digits. Arrays are
+NumPy's, or torch tensors of one device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import Tensor
+from sklearn_convexbn._losses import Loss, array_namespace
+from sklearn_convexbn.solvers._factors import (
+    cholesky_solve,
+    in_precision,
+    index_array,
+    like,
+    lower_outer,
+    row_norms,
+    safe_cholesky,
+    squared_by_inverse,
+)
 
-from sklearn_convexbn._losses import Loss
+Array = Any  # numpy.ndarray or torch.Tensor
 
 #: Above this many rows only the active columns are factorised.
 MAX_ROW_SIDE = 8000
+
+#: Largest ratio of eigenvalues, about, of a matrix that is factorised in float32, and the
+#: largest one in the column form at all.
+MAX_SINGLE_STIFFNESS = 1e4
+MAX_COLUMN_STIFFNESS = 1e6
 
 
 class _GramCache:
@@ -26,44 +45,48 @@ class _GramCache:
     grow by doubling, and groups that left the support keep their slots.
     """
 
-    root: Tensor | None = None
+    root: Array | None = None
 
-    def missing(self, root: Tensor, groups: list[int]) -> list[int]:
+    def _serves(self, root: Array) -> bool:
+        if self.root is None or self.root.dtype != root.dtype:
+            return False
+        return bool((self.root == root).all())
+
+    def missing(self, root: Array, groups: list[int]) -> list[int]:
         """Return the groups whose blocks have to be computed for these weights."""
-        if self.root is None or not torch.equal(self.root, root):
-            return groups
-        return [g for g in groups if g not in self.slots]
+        return [g for g in groups if g not in self.slots] if self._serves(root) else groups
 
     def blocks(
-        self, program: Program, root: Tensor, groups: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, program: Program, root: Array, groups: list[int]
+    ) -> tuple[Array, Array, Array]:
         """Return all cached rows, the positions of the groups' rows, and the groups' Gram."""
         new = self.missing(root, groups)
-        if self.root is None or not torch.equal(self.root, root):
+        xp = array_namespace(root)
+        if not self._serves(root):
             # New buffers: the factor of the last accepted point still reads the old ones.
             self.root, self.slots = root, dict[int, int]()
-            self.rows, self.gram = root.new_empty(0, len(root)), root.new_empty(0, 0)
+            self.rows, self.gram = (xp.zeros(shape, **like(root)) for shape in ((0, len(root)), (0, 0)))
         if new:
             self._append(program, root, new)
         k = program.Z.shape[1]
-        index = torch.tensor([self.slots[g] for g in groups], device=root.device)
-        index = (index.unsqueeze(1) * k + torch.arange(k, device=root.device)).reshape(-1)
+        first = k * index_array([self.slots[g] for g in groups], root)
+        index = (first[:, None] + index_array(range(k), root)).reshape(-1)
         used = len(self.slots) * k
-        gram = self.gram[:used, :used].index_select(0, index).index_select(1, index)
-        return self.rows[:used], index, gram
+        return self.rows[:used], index, self.gram[index[:, None], index]
 
-    def _append(self, program: Program, root: Tensor, new: list[int]) -> None:
-        k = program.Z.shape[1]
+    def _append(self, program: Program, root: Array, new: list[int]) -> None:
+        k, xp = program.Z.shape[1], array_namespace(root)
         old, used = len(self.slots) * k, (len(self.slots) + len(new)) * k
         if used > len(self.rows):
             capacity = max(2 * used, 256)
-            rows, gram = root.new_empty(capacity, len(root)), root.new_empty(capacity, capacity)
+            rows = xp.empty((capacity, len(root)), **like(root))
+            gram = xp.empty((capacity, capacity), **like(root))
             rows[:old], gram[:old, :old] = self.rows[:old], self.gram[:old, :old]
             self.rows, self.gram = rows, gram
-        M = program.M[:, torch.tensor(new, device=root.device)].T
+        M = program.M[:, index_array(new, root)].T
         rows = self.rows[:used]
-        target = rows[old:].view(len(new), k, -1)
-        torch.mul(M.unsqueeze(1), (root * program.Z).T.unsqueeze(0), out=target)
+        columns = (root * program.Z).T
+        rows[old:].reshape(len(new), k, -1)[:] = M[:, None] * columns
         block = rows[old:] @ rows.T
         self.gram[old:used, :used] = block
         self.gram[:old, old:used] = block[:, :old].T
@@ -73,34 +96,46 @@ class _GramCache:
 
 @dataclass
 class Program:
-    """The data of one program."""
+    """The data of one program.
 
-    Z: Tensor
-    M: Tensor
-    Y: Tensor
-    p: Tensor
+    `single` allows factors in float32; `accuracy` is what the ridge problems are solved to.
+    """
+
+    Z: Array
+    M: Array
+    Y: Array
+    p: Array
     loss: Loss
     alpha: float
     fit_intercept: bool
-    kernel: Tensor | None = None  # Z Z^T, built when first needed
+    single: bool = False
+    accuracy: float = 1e-11
+    kernels: dict[bool, Array] = field(default_factory=dict)
     gram: _GramCache = field(default_factory=_GramCache)
 
-    def gradient(self, F: Tensor) -> Tensor:
+    def gradient(self, F: Array) -> Array:
         return self.loss.gradient(F, self.Y, self.p)
 
-    def weights(self, F: Tensor) -> Tensor:
+    def weights(self, F: Array) -> Array:
         return self.loss.hessian(F, self.Y, self.p)[:, :, 0]
 
-    def correlations(self, column: Tensor, M: Tensor) -> Tensor:
+    def correlations(self, column: Array, M: Array) -> Array:
         """Return ``Z^T diag(M_g) column`` of every group (P, k), without the n x Pk design."""
         # In this order the wide factor is contiguous, twice as fast as M.T @ (...).
         return ((column * self.Z).T @ M).T
 
-    def fit(self, M: Tensor, S: Tensor) -> Tensor:
+    def fit(self, M: Array, S: Array) -> Array:
         """Return ``sum_g diag(M_g) Z S_g`` (n, 1)."""
-        return ((M @ S) * self.Z).sum(dim=1, keepdim=True)
+        return ((M @ S) * self.Z).sum(1)[:, None]
 
-    def best_shift(self, F: Tensor) -> float:
+    def kernel(self, single: bool) -> Array:
+        """Return ``Z Z^T``, built when first needed."""
+        if single not in self.kernels:
+            Z = in_precision(self.Z, single)
+            self.kernels[single] = Z @ Z.T
+        return self.kernels[single]
+
+    def best_shift(self, F: Array) -> float:
         """Return the b that minimises the loss of F + b: Newton in a bracket of the root."""
         # As optimal_intercept, for one output, where scalars save most of the time.
         if not self.fit_intercept:
@@ -124,28 +159,16 @@ class Program:
 class State:
     """A point (eta, S, b) on the groups `active`, with F, phi and the factor it came from."""
 
-    active: Tensor
-    eta: Tensor
-    S: Tensor
+    active: Array
+    eta: Array
+    S: Array
     b: float
-    F: Tensor
+    F: Array
     phi: float
     factor: Factor
 
 
 # ----------------------------------------------------------------------------- linear algebra
-
-
-def safe_cholesky(matrix: Tensor) -> Tensor:
-    """Return the lower factor; a growing diagonal is added when rounding made it indefinite."""
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    jitter = 1e-13 * float(matrix.diagonal().abs().amax()) if matrix.shape[0] else 0.0
-    while int(info) != 0 and jitter < 1e300:
-        jitter = max(100.0 * jitter, 1e-300)
-        shifted = matrix.clone()
-        shifted.diagonal().add_(jitter)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-    return factor
 
 
 @dataclass
@@ -155,90 +178,79 @@ class _ColumnFactor:
     With ``B = W^1/2 A diag(eta)^1/2``, ``C = W^1/2 (I - B (alpha I + B^T B)^-1 B^T) W^1/2``.
     """
 
-    root: Tensor
-    chol: Tensor
-    rows: Tensor  # cached (W^1/2 diag(M_g) Z)^T, also of groups that are not active
-    index: Tensor  # rows that are active
-    scale: Tensor  # eta^1/2 of each active row, as a column
+    root: Array
+    chol: Array
+    rows: Array  # cached (W^1/2 diag(M_g) Z)^T, also of groups that are not active
+    index: Array  # rows that are active
+    scale: Array  # eta^1/2 of each active row, as a column
 
-    def _project(self, scaled: Tensor) -> Tensor:
-        return (self.rows @ scaled).index_select(0, self.index) * self.scale
+    def _project(self, scaled: Array) -> Array:
+        return (self.rows @ scaled)[self.index] * self.scale
 
-    def apply(self, X: Tensor) -> Tensor:
+    def apply(self, X: Array) -> Array:
         """Return C X."""
-        scaled = self.root * X
-        inner = torch.cholesky_solve(self._project(scaled), self.chol) * self.scale
-        spread = inner.new_zeros(len(self.rows), X.shape[1]).index_copy_(0, self.index, inner)
-        return self.root * (scaled - self.rows.T @ spread)
+        xp, single = array_namespace(X), self.root.dtype != X.dtype
+        scaled = self.root * in_precision(X, single)
+        inner = cholesky_solve(self._project(scaled), self.chol) * self.scale
+        spread = xp.zeros((len(self.rows), X.shape[1]), **like(inner))
+        spread[self.index] = inner
+        return in_precision(self.root * (scaled - self.rows.T @ spread), False)
 
-    def quadratic(self, X: Tensor) -> Tensor:
+    def quadratic(self, X: Array) -> Array:
         """Return X^T C X, with one triangular solve."""
-        scaled = self.root * X
-        half = torch.linalg.solve_triangular(self.chol, self._project(scaled), upper=False)
-        return scaled.T @ scaled - half.T @ half
+        scaled = self.root * in_precision(X, self.root.dtype != X.dtype)
+        return scaled.T @ scaled - squared_by_inverse(self._project(scaled), self.chol)
 
 
 @dataclass
 class _RowFactor:
     """C through n rows: ``alpha W^1/2 (alpha I + W^1/2 A diag(eta) A^T W^1/2)^-1 W^1/2``."""
 
-    root: Tensor
-    chol: Tensor
+    root: Array
+    chol: Array
     alpha: float
 
-    def apply(self, X: Tensor) -> Tensor:
+    def apply(self, X: Array) -> Array:
         """Return C X."""
-        return self.alpha * self.root * torch.cholesky_solve(self.root * X, self.chol)
+        scaled = self.root * in_precision(X, self.root.dtype != X.dtype)
+        solved = self.root * cholesky_solve(scaled, self.chol)
+        return self.alpha * in_precision(solved, False)
 
-    def quadratic(self, X: Tensor) -> Tensor:
+    def quadratic(self, X: Array) -> Array:
         """Return X^T C X, with one triangular solve."""
-        half = torch.linalg.solve_triangular(self.chol, self.root * X, upper=False)
-        return self.alpha * (half.T @ half)
+        scaled = self.root * in_precision(X, self.root.dtype != X.dtype)
+        return self.alpha * squared_by_inverse(scaled, self.chol)
 
 
 Factor = _ColumnFactor | _RowFactor
 
 
-def _row_side_matrix(program: Program, M: Tensor, eta: Tensor, root: Tensor) -> Tensor:
-    """Return the lower triangle of ``W^1/2 A diag(eta) A^T W^1/2``.
-
-    It is (M diag(eta) M^T) o (Z Z^T), scaled: the elementwise product saves a factor k; the
-    stripes skip most of the upper triangle.
-    """
-    if program.kernel is None:
-        program.kernel = program.Z @ program.Z.T
-    n, kernel = len(M), program.kernel
-    left, right = M * (eta * root), (M * root).T
-    out = torch.zeros_like(kernel)
-    for i in range(6):
-        low, high = n * i // 6, n * (i + 1) // 6
-        block = out[low:high, :high]
-        torch.mul(left[low:high] @ right[:, :high], kernel[low:high, :high], out=block)
-    return out
-
-
-def _factorise(program: Program, active: Tensor, M: Tensor, eta: Tensor, weights: Tensor) -> Factor:
+def _factorise(program: Program, active: Array, M: Array, eta: Array, weights: Array) -> Factor:
     """Factorise on the cheaper side, active columns or rows, by flop counts."""
     (n, k), count = program.Z.shape, len(eta)
-    root = weights.sqrt()
     if count == 0:
-        none = root.new_zeros(0, 1)
-        return _ColumnFactor(root, none.new_zeros(0, 0), none.new_zeros(0, n), active, none)
+        empty = program.Z[:0]
+        return _ColumnFactor(weights**0.5, empty[:, :0], program.Z[:, :0].T, active, empty[:, :1])
+    # The column form subtracts nearly equal matrices when eta A^T W A is far above alpha; the
+    # row form does not, so it is kept for accuracy then (unless n x n is out of the question).
+    sizes = (M * M).T @ (weights * program.Z * program.Z)
+    stiffness = float(eta @ array_namespace(eta).amax(sizes, 1)) / program.alpha
+    single = program.single and stiffness < MAX_SINGLE_STIFFNESS
+    root = in_precision(weights**0.5, single)
     groups, m = active.tolist(), count * k
     new = k * len(program.gram.missing(root, groups))
     column_cost = 2.0 * n * m * new + m**3 / 3 + 4.0 * m * m + 2.0 * n * m * count
     row_cost = 2.2 * n * n * count + n**3 / 3 + 4.0 * n * n
-    # The column form subtracts nearly equal matrices when eta A^T W A is far above alpha; the
-    # row form does not, so it is kept for accuracy then (unless n x n is out of the question).
-    sizes = (M.square().T @ (weights * program.Z.square())).amax(dim=1)
-    stiffness = float(eta @ sizes) / program.alpha
-    if n > MAX_ROW_SIDE or (column_cost <= row_cost and stiffness < 1e6):
+    if n > MAX_ROW_SIDE or (column_cost <= row_cost and stiffness < MAX_COLUMN_STIFFNESS):
         rows, index, matrix = program.gram.blocks(program, root, groups)
-        scale = eta.sqrt().repeat_interleave(k).unsqueeze(1)
-        matrix.mul_(scale).mul_(scale.T).diagonal().add_(program.alpha)
+        scale = in_precision(array_namespace(eta).broadcast_to(eta[:, None] ** 0.5, (count, k)).reshape(-1, 1), single)
+        matrix *= scale
+        matrix *= scale.T
+        matrix.reshape(-1)[:: m + 1] += program.alpha
         return _ColumnFactor(root, safe_cholesky(matrix), rows, index, scale)
-    matrix = _row_side_matrix(program, M, eta, root)
-    matrix.diagonal().add_(program.alpha)
+    # W^1/2 A diag(eta) A^T W^1/2 is (M diag(eta) M^T) o (Z Z^T), scaled: a factor k fewer operations.
+    matrix = lower_outer(root * in_precision(M * eta**0.5, single), program.kernel(single))
+    matrix.reshape(-1)[:: n + 1] += program.alpha
     return _RowFactor(root, safe_cholesky(matrix), program.alpha)
 
 
@@ -246,7 +258,7 @@ def _factorise(program: Program, active: Tensor, M: Tensor, eta: Tensor, weights
 
 
 def _ridge_newton(
-    program: Program, active: Tensor, M: Tensor, eta: Tensor, F: Tensor
+    program: Program, active: Array, M: Array, eta: Array, F: Array
 ) -> tuple[State, bool]:
     """Take one Newton step of the ridge problem at fixed eta; say whether it was exact.
 
@@ -255,7 +267,7 @@ def _ridge_newton(
     """
     weights = program.weights(F)
     factor = _factorise(program, active, M, eta, weights)
-    ones = factor.apply(torch.ones_like(F)) if program.fit_intercept else None
+    ones = factor.apply(array_namespace(F).ones_like(F)) if program.fit_intercept else None
     pull = weights * F - program.gradient(F)
     lam = _solve_dual(program, factor, M, eta, ones, pull)
     state = _state_from_dual(program, active, M, eta, factor, lam)
@@ -263,29 +275,29 @@ def _ridge_newton(
         # For a quadratic this is iterative refinement, otherwise a Newton step with the old
         # matrix; the unknown of both is the change of lambda that makes it consistent with F.
         error = -program.gradient(state.F) - lam
-        if float(error.abs().amax()) <= 1e-11 * float(lam.abs().amax()):
+        if float(abs(error).max()) <= program.accuracy * float(abs(lam).max()):
             break
         lam = lam + _solve_dual(program, factor, M, eta, ones, error)
         refined = _state_from_dual(program, active, M, eta, factor, lam)
         if not refined.phi <= state.phi + 1e-13 * abs(state.phi):
             break
         state = refined
-    return state, torch.equal(weights, program.weights(state.F))
+    return state, bool((weights == program.weights(state.F)).all())
 
 
 def _solve_dual(
     program: Program,
     factor: Factor,
-    M: Tensor,
-    eta: Tensor,
-    ones: Tensor | None,
-    right: Tensor,
-) -> Tensor:
+    M: Array,
+    eta: Array,
+    ones: Array | None,
+    right: Array,
+) -> Array:
     """Solve ``lam + W (A diag(eta) A^T lam / alpha + b) = right`` with sum(lam) = 0 through b.
 
     `ones` is C applied to the ones column, or None without intercept.
     """
-    ratio = (eta / program.alpha).unsqueeze(1)
+    ratio = (eta / program.alpha)[:, None]
     lam = right - factor.apply(program.fit(M, ratio * program.correlations(right, M)))
     if ones is None or float(ones.sum()) <= 0:
         return lam
@@ -293,19 +305,19 @@ def _solve_dual(
 
 
 def _state_from_dual(
-    program: Program, active: Tensor, M: Tensor, eta: Tensor, factor: Factor, lam: Tensor
+    program: Program, active: Array, M: Array, eta: Array, factor: Factor, lam: Array
 ) -> State:
     """Return the point ``S_g = eta_g Z^T diag(M_g) lam / alpha`` with the best intercept."""
-    S = (eta / program.alpha).unsqueeze(1) * program.correlations(lam, M)
+    S = (eta / program.alpha)[:, None] * program.correlations(lam, M)
     F = program.fit(M, S)
     b = program.best_shift(F)
     F = F + b
     fit = float(program.loss.value(F, program.Y, program.p))
-    penalty = float((S.square().sum(dim=1) / eta + eta).sum())
+    penalty = float(((S * S).sum(1) / eta + eta).sum())
     return State(active, eta, S, b, F, fit + 0.5 * program.alpha * penalty, factor)
 
 
-def solve_ridge(program: Program, active: Tensor, eta: Tensor, F: Tensor, target: float) -> State:
+def solve_ridge(program: Program, active: Array, eta: Array, F: Array, target: float) -> State:
     """Take Newton steps at fixed eta until phi is below target and S roughly follows eta."""
     M = program.M[:, active]
     for _ in range(4):
@@ -318,9 +330,9 @@ def solve_ridge(program: Program, active: Tensor, eta: Tensor, F: Tensor, target
     return state
 
 
-def _ridge_residual(program: Program, state: State, M: Tensor) -> float:
+def _ridge_residual(program: Program, state: State, M: Array) -> float:
     """Return the relative violation of ``S_g = eta_g w_g / alpha`` at the true gradient."""
     w = program.correlations(-program.gradient(state.F), M)
-    error = program.alpha * state.S / state.eta.unsqueeze(1) - w
-    scale = float(w.norm(dim=1).amax())
-    return float(error.norm(dim=1).amax()) / scale if scale > 0 else 0.0
+    error = program.alpha * state.S / state.eta[:, None] - w
+    scale = float(row_norms(w).max())
+    return float(row_norms(error).max()) / scale if scale > 0 else 0.0
