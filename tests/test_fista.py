@@ -501,7 +501,7 @@ def test_both_factorisations_are_the_same_operator(n, monkeypatch):
         monkeypatch.setattr(_group_ridge, "MAX_ROW_SIDE", most)
         if most > 0:  # make columns look expensive
             monkeypatch.setattr(_group_ridge._GramCache, "missing", lambda *_: range(10**9))
-        factor = _group_ridge._factorise(program, active, M, eta, weights)
+        factor = _group_ridge.factorise(program, active, M, eta, weights)
         kinds.append(type(factor).__name__)
         np.testing.assert_allclose(factor.apply(X), expected, rtol=1e-8, atol=1e-10)
         np.testing.assert_allclose(factor.quadratic(X), x.T @ expected, rtol=1e-8, atol=1e-10)

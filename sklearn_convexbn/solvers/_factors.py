@@ -26,7 +26,7 @@ def safe_cholesky(matrix: Array) -> Array:
     if not failed:
         return factor
     top = float(abs(matrix.diagonal()).max())
-    jitter = (1e-13 if _is_double(matrix) else 1e-6) * top
+    jitter = (1e-13 if is_double(matrix) else 1e-6) * top
     while failed and jitter < 1e300:
         jitter = max(100.0 * jitter, 1e-300)
         shifted = matrix + jitter * array_namespace(matrix).eye(len(matrix), **like(matrix))
@@ -38,7 +38,7 @@ def _cholesky(matrix: Array) -> tuple[Array, bool]:
     if isinstance(matrix, np.ndarray):
         if len(matrix) == 0:
             return matrix, False
-        potrf = lapack.dpotrf if _is_double(matrix) else lapack.spotrf
+        potrf = lapack.dpotrf if is_double(matrix) else lapack.spotrf
         # The transpose is in LAPACK's order, and its upper triangle is our lower one.
         upper, info = potrf(matrix.T, lower=0, clean=0)
         return upper.T, info != 0
@@ -53,7 +53,7 @@ def cholesky_solve(column: Array, factor: Array) -> Array:
     if isinstance(factor, np.ndarray):
         if len(factor) == 0:
             return column
-        potrs = lapack.dpotrs if _is_double(factor) else lapack.spotrs
+        potrs = lapack.dpotrs if is_double(factor) else lapack.spotrs
         return potrs(factor.T, column, lower=0)[0]
     import torch
 
@@ -65,7 +65,7 @@ def squared_by_inverse(X: Array, factor: Array) -> Array:
     if isinstance(factor, np.ndarray):
         if len(factor) == 0:
             return X.T @ X
-        trsm = blas.dtrsm if _is_double(factor) else blas.strsm
+        trsm = blas.dtrsm if is_double(factor) else blas.strsm
         half = trsm(1.0, factor.T, X.T, side=1, lower=0)
         return half @ half.T
     import torch
@@ -77,7 +77,7 @@ def squared_by_inverse(X: Array, factor: Array) -> Array:
 def lower_outer(X: Array, weights: Array) -> Array:
     """Return the lower triangle of ``(X X^T) o weights``; the rest is undefined."""
     if isinstance(X, np.ndarray):
-        syrk = blas.dsyrk if _is_double(X) else blas.ssyrk
+        syrk = blas.dsyrk if is_double(X) else blas.ssyrk
         out = syrk(1.0, X.T, trans=1, lower=0).T
         out *= weights
         return out
@@ -93,11 +93,14 @@ def like(a: Array) -> dict[str, Any]:
     return {"dtype": a.dtype} | ({} if isinstance(a, np.ndarray) else {"device": a.device})
 
 
-def in_precision(a: Array, single: bool) -> Array:
-    """Return `a` in float32 or in float64."""
-    if isinstance(a, np.ndarray):
-        return a.astype(np.float32 if single else np.float64, copy=False)
-    return a.float() if single else a.double()
+def single(a: Array) -> Array:
+    """Return `a` in float32."""
+    return a.astype(np.float32) if isinstance(a, np.ndarray) else a.float()
+
+
+def cast(a: Array, other: Array) -> Array:
+    """Return `a` in the precision of another array; `a` itself where it has it."""
+    return a.astype(other.dtype, copy=False) if isinstance(a, np.ndarray) else a.to(other.dtype)
 
 
 def index_array(numbers: Any, beside: Array) -> Array:
@@ -122,5 +125,5 @@ def row_norms(S: Array) -> Array:
     return (S * S).sum(1) ** 0.5
 
 
-def _is_double(a: Array) -> bool:
+def is_double(a: Array) -> bool:
     return a.dtype == array_namespace(a).float64

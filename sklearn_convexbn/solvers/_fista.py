@@ -123,24 +123,21 @@ def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterat
 
     on_cpu = settings.device == "cpu"
 
-    def array(a: np.ndarray) -> np.ndarray | Tensor:
-        a = np.ascontiguousarray(a)
+    def array(a: np.ndarray, dtype: type = np.float64) -> np.ndarray | Tensor:
+        a = np.ascontiguousarray(a, dtype=dtype)
         return a if on_cpu else _tensor(a, settings.device)
-
-    def doubles(a: np.ndarray) -> np.ndarray | Tensor:
-        return array(a.astype(np.float64, copy=False))
 
     start = None
     if settings.start is not None and settings.start.gates is not None:
         which, group = np.unique(settings.start.gates, return_inverse=True)
         S = np.zeros((len(which), problem.Z.shape[1]))
         np.add.at(S, group.ravel(), settings.start.directions * settings.start.weights)
-        start = (array(which), doubles(S), float(settings.start.intercept[0]))
+        start = (array(which, np.int64), array(S), float(settings.start.intercept[0]))
     rounds = group_newton(
-        doubles(problem.Z),
-        doubles(problem.patterns),
-        doubles(problem.Y),
-        doubles(problem.p),
+        array(problem.Z),
+        array(problem.patterns, np.float32),
+        array(problem.Y),
+        array(problem.p),
         problem.loss,
         problem.alpha,
         problem.fit_intercept,
@@ -152,7 +149,7 @@ def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterat
         gates = _numpy(found.active).astype(np.intp)
         neurons = Neurons.from_products(q, np.ones((len(q), 1)), b, gates)
         stalled = found.stalled or found.gap <= 1e-3 * settings.tol
-        if found.gap > 10.0 * settings.tol and not stalled:
+        if found.gap > 1.01 * settings.tol and not stalled:
             # Looked at all gates already; the driver looks for itself where it may stop.
             Lambda = _numpy(found.Lambda)
             yield Iterate(neurons, Lambda, found.largest, proven=True)

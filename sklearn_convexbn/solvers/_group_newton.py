@@ -31,14 +31,14 @@ from typing import Any
 
 from sklearn_convexbn._losses import Loss, array_namespace
 from sklearn_convexbn.solvers._factors import (
+    cast,
     cholesky_solve,
-    in_precision,
     index_array,
     largest_entries,
     row_norms,
     safe_cholesky,
 )
-from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, solve_ridge
+from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
 
 Array = Any  # numpy.ndarray or torch.Tensor
 
@@ -78,7 +78,7 @@ def group_newton(
     ----------
     Z : numpy.ndarray or torch.Tensor of shape (n, k), float64
         The arrays that follow are of the same kind and, for tensors, on the same device.
-    M : array of shape (n, P), float64
+    M : array of shape (n, P), float64 or float32
         One multiplier of the rows a group: 0/1 patterns, or any real numbers.
     Y : array of shape (n, 1)
     p : array of shape (n,)
@@ -102,8 +102,7 @@ def group_newton(
     state, best_dual, slow = _initial_state(program, start), -float("inf"), 0
     while True:
         gradient = program.gradient(state.F)
-        w = program.correlations(-gradient, program.M)
-        norms = row_norms(w)
+        w, norms = program.all_correlations(-gradient, state.active)
         largest = float(norms.max()) if len(norms) else 0.0
         scaled = gradient * min(1.0, alpha / largest if largest > 0 else 1.0)
         best_dual = max(best_dual, -float(loss.conjugate(scaled, Y, p)))
@@ -114,6 +113,8 @@ def group_newton(
         yield solution
         if gap <= tol:
             return
+        # Rounding in float32 would slow the last rounds down.
+        program.single, program.accuracy = gap > 1e-6, min(max(1e-4 * gap, 1e-11), 1e-5)
         new = _newton_round(program, state, w, norms)
         slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
         if new is None or slow > 5:
@@ -134,7 +135,7 @@ def _initial_state(program: Program, start: tuple[Array, Array, float] | None) -
     groups, S = start[0][order], start[1][order]
     eta = row_norms(S)
     keep = eta > 0
-    F = program.fit(program.M[:, groups], S) + start[2]
+    F = program.fit(program.columns(groups), S) + start[2]
     warm = solve_ridge(program, groups[keep], eta[keep], F, state.phi)
     return warm if warm.phi < state.phi else state
 
@@ -143,7 +144,19 @@ def _initial_state(program: Program, start: tuple[Array, Array, float] | None) -
 
 
 def _newton_round(program: Program, state: State, w: Array, norms: Array) -> State | None:
-    """Take one Newton step on eta with backtracking on phi; None when no step decreases it.
+    """Take one Newton step on eta, or where none decreases phi another; None when nothing does."""
+    new = _newton_step(program, state, w, norms)
+    if new is None and program.single:
+        program.single, program.accuracy = False, 1e-11
+        M, weights = program.columns(state.active), program.weights(state.F)
+        factor = factorise(program, state.active, M, state.eta, weights)
+        state = replace(state, factor=factor)
+        new = _newton_step(program, state, w, norms)
+    return new or _reweighted_round(program, state, norms)
+
+
+def _newton_step(program: Program, state: State, w: Array, norms: Array) -> State | None:
+    """Take a Newton step on eta with backtracking on phi; None when no step decreases it.
 
     Far from the solution the step aims at the solution for a larger alpha, `level`, so that
     max |w_g| falls by at most the factor 0.3: asking for more overshoots eta by orders of
@@ -168,7 +181,7 @@ def _newton_round(program: Program, state: State, w: Array, norms: Array) -> Sta
             new = solve_ridge(program, groups[keep], trial[keep], state.F, target)
             if new.phi <= target:
                 return new
-    return _reweighted_round(program, state, norms)
+    return None
 
 
 def _reweighted_round(program: Program, state: State, norms: Array) -> State | None:
@@ -208,15 +221,15 @@ def _working_set(state: State, norms: Array, level: float) -> tuple[Array, Array
 
 def _eta_hessian(program: Program, factor: Factor, M: Array, w: Array) -> Array:
     """Return ``V^T C V / alpha^2`` with the intercept eliminated, very slightly regularised."""
-    V = M * (program.Z @ w.T)
+    V = cast(M, factor.root) * cast(program.Z @ w.T, factor.root)
     if program.fit_intercept:
         xp = array_namespace(V)
-        full = factor.quadratic(xp.concatenate([V, xp.ones_like(program.Y)], 1))
+        full = factor.quadratic(xp.concatenate([V, xp.ones_like(V[:, :1])], 1))
         H, edge, corner = full[:-1, :-1], full[:-1, -1:], full[-1, -1]
         H = H - edge * (edge.T / corner) if float(corner) > 0 else H
     else:
         H = factor.quadratic(V)
-    H = in_precision(H, False) / program.alpha**2
+    H = cast(H, w) / program.alpha**2
     # Duplicate or dependent groups make H singular; the gradient is consistent there, so a
     # relative 1e-9 only selects a minimiser.
     diagonal = H.reshape(-1)[:: len(H) + 1]  # a view

@@ -17,13 +17,15 @@ from typing import Any
 
 from sklearn_convexbn._losses import Loss, array_namespace
 from sklearn_convexbn.solvers._factors import (
+    cast,
     cholesky_solve,
-    in_precision,
     index_array,
+    is_double,
     like,
     lower_outer,
     row_norms,
     safe_cholesky,
+    single,
     squared_by_inverse,
 )
 
@@ -65,7 +67,8 @@ class _GramCache:
         if not self._serves(root):
             # New buffers: the factor of the last accepted point still reads the old ones.
             self.root, self.slots = root, dict[int, int]()
-            self.rows, self.gram = (xp.zeros(shape, **like(root)) for shape in ((0, len(root)), (0, 0)))
+            self.rows = xp.empty((0, len(root)), **like(root))
+            self.gram = self.rows[:, :0]
         if new:
             self._append(program, root, new)
         k = program.Z.shape[1]
@@ -83,9 +86,9 @@ class _GramCache:
             gram = xp.empty((capacity, capacity), **like(root))
             rows[:old], gram[:old, :old] = self.rows[:old], self.gram[:old, :old]
             self.rows, self.gram = rows, gram
-        M = program.M[:, index_array(new, root)].T
+        M = cast(program.M[:, index_array(new, root)], root).T
         rows = self.rows[:used]
-        columns = (root * program.Z).T
+        columns = (root * cast(program.Z, root)).T
         rows[old:].reshape(len(new), k, -1)[:] = M[:, None] * columns
         block = rows[old:] @ rows.T
         self.gram[old:used, :used] = block
@@ -98,7 +101,9 @@ class _GramCache:
 class Program:
     """The data of one program.
 
-    `single` allows factors in float32; `accuracy` is what the ridge problems are solved to.
+    M may be in float32, to halve the time of a look at all groups; what is computed from it
+    is in float64 where it matters. `single` allows factors in float32; `accuracy` is what the
+    ridge problems are solved to.
     """
 
     Z: Array
@@ -110,7 +115,7 @@ class Program:
     fit_intercept: bool
     single: bool = False
     accuracy: float = 1e-11
-    kernels: dict[bool, Array] = field(default_factory=dict)
+    kernels: dict[Any, Array] = field(default_factory=dict)
     gram: _GramCache = field(default_factory=_GramCache)
 
     def gradient(self, F: Array) -> Array:
@@ -128,12 +133,37 @@ class Program:
         """Return ``sum_g diag(M_g) Z S_g`` (n, 1)."""
         return ((M @ S) * self.Z).sum(1)[:, None]
 
-    def kernel(self, single: bool) -> Array:
-        """Return ``Z Z^T``, built when first needed."""
-        if single not in self.kernels:
-            Z = in_precision(self.Z, single)
-            self.kernels[single] = Z @ Z.T
-        return self.kernels[single]
+    def columns(self, groups: Array) -> Array:
+        """Return the multipliers of some groups, in float64."""
+        return cast(self.M[:, groups], self.Z)
+
+    def kernel(self, root: Array) -> Array:
+        """Return ``Z Z^T`` in the precision of `root`, built when first needed."""
+        if root.dtype not in self.kernels:
+            Z = cast(self.Z, root)
+            self.kernels[root.dtype] = Z @ Z.T
+        return self.kernels[root.dtype]
+
+    def all_correlations(self, column: Array, active: Array) -> tuple[Array, Array]:
+        """Return ``Z^T diag(M_g) column`` of all groups and its norms (P,).
+
+        With M in float32, those of the active groups and the largest are in float64, so that
+        the largest is exact; the others have a relative error of about 1e-7.
+        """
+        if is_double(self.M):
+            w = self.correlations(column, self.M)
+            return w, row_norms(w)
+        spread = column * self.Z
+        size = float((spread * spread).sum()) ** 0.5 or 1.0
+        w = cast((cast(spread / size, self.M).T @ self.M).T, column) * size
+        norms = row_norms(w)
+        # More than float32 can be wrong by.
+        margin = 1e-6 * len(spread) ** 0.5 * size
+        again = norms >= float(norms.max()) - margin
+        again[active] = True
+        w[again] = (spread.T @ self.columns(again)).T
+        norms[again] = row_norms(w[again])
+        return w, norms
 
     def best_shift(self, F: Array) -> float:
         """Return the b that minimises the loss of F + b: Newton in a bracket of the root."""
@@ -189,16 +219,15 @@ class _ColumnFactor:
 
     def apply(self, X: Array) -> Array:
         """Return C X."""
-        xp, single = array_namespace(X), self.root.dtype != X.dtype
-        scaled = self.root * in_precision(X, single)
+        xp, scaled = array_namespace(X), self.root * cast(X, self.root)
         inner = cholesky_solve(self._project(scaled), self.chol) * self.scale
         spread = xp.zeros((len(self.rows), X.shape[1]), **like(inner))
         spread[self.index] = inner
-        return in_precision(self.root * (scaled - self.rows.T @ spread), False)
+        return cast(self.root * (scaled - self.rows.T @ spread), X)
 
     def quadratic(self, X: Array) -> Array:
         """Return X^T C X, with one triangular solve."""
-        scaled = self.root * in_precision(X, self.root.dtype != X.dtype)
+        scaled = self.root * cast(X, self.root)
         return scaled.T @ scaled - squared_by_inverse(self._project(scaled), self.chol)
 
 
@@ -212,20 +241,19 @@ class _RowFactor:
 
     def apply(self, X: Array) -> Array:
         """Return C X."""
-        scaled = self.root * in_precision(X, self.root.dtype != X.dtype)
-        solved = self.root * cholesky_solve(scaled, self.chol)
-        return self.alpha * in_precision(solved, False)
+        scaled = self.root * cast(X, self.root)
+        return self.alpha * cast(self.root * cholesky_solve(scaled, self.chol), X)
 
     def quadratic(self, X: Array) -> Array:
         """Return X^T C X, with one triangular solve."""
-        scaled = self.root * in_precision(X, self.root.dtype != X.dtype)
+        scaled = self.root * cast(X, self.root)
         return self.alpha * squared_by_inverse(scaled, self.chol)
 
 
 Factor = _ColumnFactor | _RowFactor
 
 
-def _factorise(program: Program, active: Array, M: Array, eta: Array, weights: Array) -> Factor:
+def factorise(program: Program, active: Array, M: Array, eta: Array, weights: Array) -> Factor:
     """Factorise on the cheaper side, active columns or rows, by flop counts."""
     (n, k), count = program.Z.shape, len(eta)
     if count == 0:
@@ -235,21 +263,22 @@ def _factorise(program: Program, active: Array, M: Array, eta: Array, weights: A
     # row form does not, so it is kept for accuracy then (unless n x n is out of the question).
     sizes = (M * M).T @ (weights * program.Z * program.Z)
     stiffness = float(eta @ array_namespace(eta).amax(sizes, 1)) / program.alpha
-    single = program.single and stiffness < MAX_SINGLE_STIFFNESS
-    root = in_precision(weights**0.5, single)
+    root = weights**0.5
+    if program.single and stiffness < MAX_SINGLE_STIFFNESS:
+        root = single(root)
     groups, m = active.tolist(), count * k
     new = k * len(program.gram.missing(root, groups))
     column_cost = 2.0 * n * m * new + m**3 / 3 + 4.0 * m * m + 2.0 * n * m * count
     row_cost = 2.2 * n * n * count + n**3 / 3 + 4.0 * n * n
     if n > MAX_ROW_SIDE or (column_cost <= row_cost and stiffness < MAX_COLUMN_STIFFNESS):
         rows, index, matrix = program.gram.blocks(program, root, groups)
-        scale = in_precision(array_namespace(eta).broadcast_to(eta[:, None] ** 0.5, (count, k)).reshape(-1, 1), single)
+        scale = cast(eta[:, None] ** 0.5 + 0.0 * program.Z[:1], root).reshape(-1, 1)
         matrix *= scale
         matrix *= scale.T
         matrix.reshape(-1)[:: m + 1] += program.alpha
         return _ColumnFactor(root, safe_cholesky(matrix), rows, index, scale)
-    # W^1/2 A diag(eta) A^T W^1/2 is (M diag(eta) M^T) o (Z Z^T), scaled: a factor k fewer operations.
-    matrix = lower_outer(root * in_precision(M * eta**0.5, single), program.kernel(single))
+    # W^1/2 A diag(eta) A^T W^1/2 is (M diag(eta) M^T) o (Z Z^T), scaled: k times fewer operations.
+    matrix = lower_outer(root * cast(M * eta**0.5, root), program.kernel(root))
     matrix.reshape(-1)[:: n + 1] += program.alpha
     return _RowFactor(root, safe_cholesky(matrix), program.alpha)
 
@@ -266,7 +295,7 @@ def _ridge_newton(
     (weight 0) are harmless.
     """
     weights = program.weights(F)
-    factor = _factorise(program, active, M, eta, weights)
+    factor = factorise(program, active, M, eta, weights)
     ones = factor.apply(array_namespace(F).ones_like(F)) if program.fit_intercept else None
     pull = weights * F - program.gradient(F)
     lam = _solve_dual(program, factor, M, eta, ones, pull)
@@ -319,7 +348,7 @@ def _state_from_dual(
 
 def solve_ridge(program: Program, active: Array, eta: Array, F: Array, target: float) -> State:
     """Take Newton steps at fixed eta until phi is below target and S roughly follows eta."""
-    M = program.M[:, active]
+    M = program.columns(active)
     for _ in range(4):
         state, exact = _ridge_newton(program, active, M, eta, F)
         if exact or len(eta) == 0:
