@@ -36,7 +36,7 @@ MAX_ROW_SIDE = 8000
 
 #: Largest ratio of eigenvalues, about, of a matrix that is factorised in float32, and the
 #: largest one in the column form at all.
-MAX_SINGLE_STIFFNESS = 1e4
+MAX_SINGLE_STIFFNESS = 1e5
 MAX_COLUMN_STIFFNESS = 1e6
 
 
