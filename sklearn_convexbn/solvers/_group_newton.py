@@ -25,6 +25,7 @@ decides which groups enter and leave.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,9 +98,9 @@ def group_newton(
         The first one is the start, or the constant model. The last one meets `tol`, or it repeats
         the one before it and is `stalled`.
     """
-    program = Program(Z, M, Y, p, loss, float(alpha), fit_intercept)
+    program = Program(Z, M, Y, p, loss, float(alpha), fit_intercept, single=True)
     floor = 1e-12 * float(loss.value(0.0 * Y, Y, p))  # data that are fitted exactly
-    state, best_dual, slow = _initial_state(program, start), -float("inf"), 0
+    state, best_dual, last_gap, slow = _initial_state(program, start), -math.inf, math.inf, 0
     while True:
         gradient = program.gradient(state.F)
         w, norms = program.all_correlations(-gradient, state.active)
@@ -113,8 +114,9 @@ def group_newton(
         yield solution
         if gap <= tol:
             return
-        # Rounding in float32 would slow the last rounds down.
-        program.single, program.accuracy = gap > 1e-6, min(max(1e-4 * gap, 1e-11), 1e-5)
+        # Newton's method gains more than this near the end, unless factors are too coarse.
+        program.single &= gap > 1e-6 and not 1e-3 > gap > 0.1 * last_gap
+        program.accuracy, last_gap = min(max(1e-4 * gap, 1e-11), 1e-5), gap
         new = _newton_round(program, state, w, norms)
         slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
         if new is None or slow > 5:
@@ -165,7 +167,9 @@ def _newton_step(program: Program, state: State, w: Array, norms: Array) -> Stat
     alpha = program.alpha
     level = max(alpha, 0.3 * float(norms.max()))
     attempts = [(level, True, 3), (level, False, 6)]
-    if level > alpha:
+    if program.single:  # a step that fails may fail by rounding
+        attempts = [(level, True, 2)]
+    elif level > alpha:
         attempts.append((alpha, False, 12))
     target = state.phi + 1e-13 * abs(state.phi)
     for level, secular, halvings in attempts:

@@ -34,10 +34,12 @@ Array = Any  # numpy.ndarray or torch.Tensor
 #: Above this many rows only the active columns are factorised.
 MAX_ROW_SIDE = 8000
 
-#: Largest ratio of eigenvalues, about, of a matrix that is factorised in float32, and the
-#: largest one in the column form at all.
-MAX_SINGLE_STIFFNESS = 1e5
-MAX_COLUMN_STIFFNESS = 1e6
+#: Largest ratio of eigenvalues, about, of matrices that are factorised in float32, in the row
+#: form and in the column form, and in the column form at all. The column form subtracts nearly
+#: equal matrices when eta A^T W A is far above alpha; the row form does not.
+MAX_STIFFNESS_ROWS_SINGLE = 1e5
+MAX_STIFFNESS_COLUMNS_SINGLE = 1e4
+MAX_STIFFNESS_COLUMNS = 1e6
 
 
 class _GramCache:
@@ -259,28 +261,32 @@ def factorise(program: Program, active: Array, M: Array, eta: Array, weights: Ar
     if count == 0:
         empty = program.Z[:0]
         return _ColumnFactor(weights**0.5, empty[:, :0], program.Z[:, :0].T, active, empty[:, :1])
-    # The column form subtracts nearly equal matrices when eta A^T W A is far above alpha; the
-    # row form does not, so it is kept for accuracy then (unless n x n is out of the question).
+    root, groups, m = weights**0.5, active.tolist(), count * k
     sizes = (M * M).T @ (weights * program.Z * program.Z)
     stiffness = float(eta @ array_namespace(eta).amax(sizes, 1)) / program.alpha
-    root = weights**0.5
-    if program.single and stiffness < MAX_SINGLE_STIFFNESS:
-        root = single(root)
-    groups, m = active.tolist(), count * k
-    new = k * len(program.gram.missing(root, groups))
+    coarse_rows = program.single and stiffness < MAX_STIFFNESS_ROWS_SINGLE
+    coarse_columns = program.single and stiffness < MAX_STIFFNESS_COLUMNS_SINGLE
+    column_root = single(root) if coarse_columns else root
+    new = k * len(program.gram.missing(column_root, groups))
     column_cost = 2.0 * n * m * new + m**3 / 3 + 4.0 * m * m + 2.0 * n * m * count
     row_cost = 2.2 * n * n * count + n**3 / 3 + 4.0 * n * n
-    if n > MAX_ROW_SIDE or (column_cost <= row_cost and stiffness < MAX_COLUMN_STIFFNESS):
-        rows, index, matrix = program.gram.blocks(program, root, groups)
-        scale = cast(eta[:, None] ** 0.5 + 0.0 * program.Z[:1], root).reshape(-1, 1)
-        matrix *= scale
-        matrix *= scale.T
-        matrix.reshape(-1)[:: m + 1] += program.alpha
-        return _ColumnFactor(root, safe_cholesky(matrix), rows, index, scale)
+    cheaper = column_cost * (2 - coarse_columns) <= row_cost * (2 - coarse_rows)
+    if n > MAX_ROW_SIDE or (cheaper and stiffness < MAX_STIFFNESS_COLUMNS):
+        return _column_factor(program, groups, eta, column_root)
+    root = single(root) if coarse_rows else root
     # W^1/2 A diag(eta) A^T W^1/2 is (M diag(eta) M^T) o (Z Z^T), scaled: k times fewer operations.
     matrix = lower_outer(root * cast(M * eta**0.5, root), program.kernel(root))
     matrix.reshape(-1)[:: n + 1] += program.alpha
     return _RowFactor(root, safe_cholesky(matrix), program.alpha)
+
+
+def _column_factor(program: Program, groups: list[int], eta: Array, root: Array) -> _ColumnFactor:
+    rows, index, matrix = program.gram.blocks(program, root, groups)
+    scale = cast(eta[:, None] ** 0.5 + 0.0 * program.Z[:1], root).reshape(-1, 1)
+    matrix *= scale
+    matrix *= scale.T
+    matrix.reshape(-1)[:: len(matrix) + 1] += program.alpha
+    return _ColumnFactor(root, safe_cholesky(matrix), rows, index, scale)
 
 
 # ----------------------------------------------------------------- ridge regression in (S, b)
