@@ -8,15 +8,20 @@ and one Cholesky factor: of order P k + 1, or of order n where that is cheaper. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.linalg import blas, lapack
 from torch import Tensor
 
 from sklearn_convexbn._losses import Loss, SquaredLoss, optimal_intercept
 
 #: Numbers in a temporary array: matrices are summed over chunks of rows or blocks this large.
 CHUNK = 2**23
+
+#: Powers of ten of what is added, relative to the diagonal, where a factorisation has failed.
+BUMPS = (-15, -13, -11, -9, -6)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ def _costs(program: Program, P: int) -> tuple[float, float]:
     n, k = program.Z.shape
     columns = P * k
     # The Gram matrix of the squared loss is the same in all steps.
-    gram = 0 if isinstance(program.loss, SquaredLoss) else 2 * n * columns**2
-    return gram + columns**3 / 3, 2 * n**2 * columns + n**3 / 3
+    gram = 0 if isinstance(program.loss, SquaredLoss) else n * columns**2
+    return gram + columns**3 / 3, n**2 * columns + n**3 / 3
 
 
 def step_cost(program: Program, P: int) -> float:
@@ -90,7 +95,10 @@ def rows_are_cheaper(program: Program, P: int) -> bool:
 
 
 def gram_matrix(program: Program, h: Tensor) -> Tensor:
-    """Return ``A^T diag(h) A`` with A = [D_1 Z, ..., D_P Z, 1 if b is free], by chunks of rows."""
+    """Return the lower triangle of ``A^T diag(h) A``, A = [D_1 Z, ..., D_P Z, 1 if b is free].
+
+    By chunks of rows.
+    """
     (n, k), P = program.Z.shape, len(program)
     order = P * k + int(program.fit_intercept)
     gram = h.new_zeros(order, order)
@@ -101,7 +109,7 @@ def gram_matrix(program: Program, h: Tensor) -> Tensor:
         if program.fit_intercept:
             A = torch.cat([A, A.new_ones(len(rows), 1)], 1)
         A *= h[rows].sqrt()
-        gram.addmm_(A.T, A)
+        add_gram(gram, A)
     return gram
 
 
@@ -112,7 +120,8 @@ class BlockSystem:
     the smaller one then stays in the reduced matrix uncancelled.
     """
 
-    def __init__(self, program: Program, B: Tensor, gram: Tensor) -> None:
+    def __init__(self, program: Program, B: Tensor, gram: Tensor, reduced: Tensor) -> None:
+        # `reduced` is overwritten: a fresh matrix would cost as much as half of its factorisation.
         P, k = B.shape[1], B.shape[2]
         trace = B.diagonal(dim1=-2, dim2=-1).sum(-1)
         self.kept = (trace[1] < trace[0]).long()
@@ -121,10 +130,14 @@ class BlockSystem:
         self.Bk = B[self.kept, self.rows]
         self.sum_factor = safe_cholesky(B[0] + B[1])
         half = torch.linalg.solve_triangular(self.sum_factor, self.Bk, upper=False)
-        reduced = gram.clone()
-        blocks = reduced[: P * k, : P * k].unflatten(0, (P, k)).unflatten(2, (P, k))  # a view
-        blocks.diagonal(dim1=0, dim2=2).add_((self.Bk - half.mT @ half).permute(1, 2, 0))
-        self.factor = safe_cholesky(reduced)
+
+        def matrix() -> Tensor:
+            reduced.copy_(gram)
+            blocks = reduced[: P * k, : P * k].unflatten(0, (P, k)).unflatten(2, (P, k))  # a view
+            blocks.diagonal(dim1=0, dim2=2).add_((self.Bk - half.mT @ half).permute(1, 2, 0))
+            return reduced
+
+        self.factor = Factor(matrix)
 
     def solve(self, r: Tensor, rb: Tensor) -> tuple[Tensor, Tensor]:
         """Return ds (2, P, k) and db (1 or 0 entries) for r (2, P, k) and rb."""
@@ -132,7 +145,7 @@ class BlockSystem:
         own = r[self.kept, self.rows]
         q = torch.cholesky_solve(total[..., None], self.sum_factor)
         rhs = self.sign * (own - (self.Bk @ q)[..., 0])
-        x = torch.cholesky_solve(torch.cat([rhs.reshape(-1), rb])[:, None], self.factor)[:, 0]
+        x = self.factor.solve(torch.cat([rhs.reshape(-1), rb])[:, None])[:, 0]
         diff = self.sign * x[: rhs.numel()].view_as(rhs)
         rest = (total - (self.Bk @ diff[..., None])[..., 0])[..., None]
         other = torch.cholesky_solve(rest, self.sum_factor)[..., 0]
@@ -156,21 +169,23 @@ class RowSystem:
         inverse = torch.linalg.solve_triangular(self.factors, eye, upper=False)
         # Of the stack, not of the sum of inverses: that sum would square its condition.
         R = torch.linalg.qr(torch.cat([inverse[0], inverse[1]], dim=1), mode="r")[1]
-        matrix = torch.eye(n, dtype=B.dtype, device=B.device)
         scaled = (program.Z * self.root).T
-        size = max(1, CHUNK // (n * k))
-        for rows in torch.arange(len(program), device=B.device).split(size):
-            V = (R[rows].reshape(-1, k) @ scaled).view(len(rows), k, n)
-            V *= program.patterns[rows][:, None, :]
-            V = V.view(-1, n)
-            matrix.addmm_(V.T, V)
-        self.factor = safe_cholesky(matrix)
-        self.root_solved = torch.cholesky_solve(self.root, self.factor)
+
+        def matrix() -> Tensor:
+            total = torch.eye(n, dtype=B.dtype, device=B.device)
+            for rows in torch.arange(len(program), device=B.device).split(max(1, CHUNK // (n * k))):
+                V = (R[rows].reshape(-1, k) @ scaled).view(len(rows), k, n)
+                V *= program.patterns[rows][:, None, :]
+                add_gram(total, V.view(-1, n))
+            return total
+
+        self.factor = Factor(matrix)
+        self.root_solved = self.factor.solve(self.root)
 
     def solve(self, r: Tensor, rb: Tensor) -> tuple[Tensor, Tensor]:
         """Return ds (2, P, k) and db (1 or 0 entries) for r (2, P, k) and rb."""
         free = torch.cholesky_solve(r[..., None], self.factors)[..., 0]
-        f = torch.cholesky_solve(self.root * self.program.fit(free), self.factor)
+        f = self.factor.solve(self.root * self.program.fit(free))
         db = rb
         if self.program.fit_intercept:
             db = (rb - (self.root * f).sum()) / (self.root * self.root_solved).sum()
@@ -179,13 +194,55 @@ class RowSystem:
         return torch.cholesky_solve(pull[..., None], self.factors)[..., 0], db
 
 
+def add_gram(total: Tensor, V: Tensor) -> None:
+    """Add ``V^T V`` to the lower triangle of a matrix."""
+    if total.device.type != "cpu":
+        total.addmm_(V.T, V)
+        return
+    lower = total.numpy().T  # in the order of BLAS, where it is the upper triangle
+    blas.dsyrk(1.0, V.numpy().T, beta=1.0, c=lower, overwrite_c=1, lower=0)
+
+
+class Factor:
+    """Cholesky factor of one large symmetric matrix, in its place on the CPU.
+
+    There LAPACK is called through SciPy, without the copies and transpositions of torch.
+    `build` returns the matrix, of which only the lower triangle is read; it is called again,
+    for a larger diagonal, where rounding made the matrix indefinite.
+    """
+
+    def __init__(self, build: Callable[[], Tensor]) -> None:
+        for power in (None, *BUMPS):
+            A = build()
+            if power is not None:
+                A.diagonal().add_(A.diagonal().abs() * 10.0**power)
+            self.in_place = A.device.type == "cpu"
+            if self.in_place:
+                # The transpose is in LAPACK's order.
+                self.factor, failed = lapack.dpotrf(A.numpy().T, lower=0, clean=0, overwrite_a=1)
+            else:
+                A, failed = torch.linalg.cholesky_ex(A)
+                self.factor = A
+            # What is not finite reaches the diagonal.
+            if not int(failed) and bool(torch.isfinite(A.diagonal()).all()):
+                return
+        raise ArithmeticError("The Newton matrix is not positive definite.")
+
+    def solve(self, column: Tensor) -> Tensor:
+        """Solve for one column (m, 1)."""
+        if self.in_place:
+            return torch.from_numpy(lapack.dpotrs(self.factor, column.numpy(), lower=0)[0])
+        return torch.cholesky_solve(column, self.factor)
+
+
 def safe_cholesky(A: Tensor) -> Tensor:
     """Return the Cholesky factor, with a larger diagonal where rounding made A indefinite."""
-    for power in (None, -15, -13, -11, -9, -6):
+    for power in (None, *BUMPS):
         bumped = A
         if power is not None:
             bumped = A + torch.diag_embed(A.diagonal(dim1=-2, dim2=-1).abs() * 10.0**power)
         L, info = torch.linalg.cholesky_ex(bumped)
-        if not bool(info.any()) and bool(torch.isfinite(L).all()):
+        # What is not finite reaches the diagonal.
+        if not bool(info.any()) and bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
             return L
     raise ArithmeticError("The Newton matrix is not positive definite.")

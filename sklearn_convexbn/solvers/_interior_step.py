@@ -86,7 +86,8 @@ class Workspace:
             return RowSystem(program, B, h)
         if self.gram is None or not torch.equal(h, self.hessian):  # constant if squared
             self.hessian, self.gram = h.clone(), gram_matrix(program, h)
-        return BlockSystem(program, B, self.gram)
+            self.reduced = torch.empty_like(self.gram)
+        return BlockSystem(program, B, self.gram, self.reduced)
 
 
 @dataclass
