@@ -17,11 +17,13 @@ from sklearn_convexbn import ConvexBNRegressor, solvers
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn.solvers import (
     _factor_newton,
+    _factors,
     _fista,
     _gated_program,
     _group_newton,
     _group_ridge,
 )
+from sklearn_convexbn.solvers._factors import row_norms
 from sklearn_convexbn.solvers._fista import FISTA
 from tests.helpers import make_problem, solve, targets
 
@@ -451,18 +453,22 @@ def test_truncated_cg_solves_and_stops_at_the_border():
 # -------------------------------------------------------------------- Newton on group scales
 
 
-def group_program(problem):
+KINDS = pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+
+
+def group_program(problem, kind):
     arrays = (problem.Z, problem.patterns.astype(float), problem.Y, problem.p)
-    tensors = (torch.as_tensor(a) for a in arrays)
-    return _group_ridge.Program(*tensors, problem.loss, problem.alpha, problem.fit_intercept)
+    arrays = (kind(a) for a in arrays)
+    return _group_ridge.Program(*arrays, problem.loss, problem.alpha, problem.fit_intercept)
 
 
+@KINDS
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
-def test_derivatives_in_the_group_scales(loss, fit_intercept):
-    program = group_program(random_problem(1, loss=loss, fit_intercept=fit_intercept))
-    active = torch.arange(5)
-    eta = torch.as_tensor(np.random.default_rng(0).uniform(0.5, 2.0, size=5))
+def test_derivatives_in_the_group_scales(loss, fit_intercept, kind):
+    program = group_program(random_problem(1, loss=loss, fit_intercept=fit_intercept), kind)
+    active = kind(np.arange(5))
+    eta = kind(np.random.default_rng(0).uniform(0.5, 2.0, size=5))
 
     def ridge(eta):
         state = _group_ridge.solve_ridge(program, active, eta, 0.0 * program.Y, -np.inf)
@@ -472,50 +478,122 @@ def test_derivatives_in_the_group_scales(loss, fit_intercept):
         return (
             state,
             w,
-            _group_newton._eta_slopes(w.norm(dim=1), program.alpha, program.alpha, False),
+            _group_newton._eta_slopes(row_norms(w), program.alpha, program.alpha, False),
         )
 
     state, w, slopes = ridge(eta)
     H = _group_newton._eta_hessian(program, state.factor, program.M[:, :5], w)
     h = 1e-5
     for g in range(5):
-        step = h * torch.eye(5, dtype=eta.dtype)[g]
+        step = kind(h * np.eye(5)[g])
         (up, _, above), (down, _, below) = ridge(eta + step), ridge(eta - step)
         assert (up.phi - down.phi) / (2 * h) == pytest.approx(float(slopes[g]), rel=1e-5, abs=1e-9)
-        torch.testing.assert_close((above - below) / (2 * h), H[:, g], rtol=1e-4, atol=1e-8)
+        change = np.asarray(above - below) / (2 * h)
+        np.testing.assert_allclose(change, H[:, g], rtol=1e-4, atol=1e-8)
 
 
+@KINDS
+@pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("n", [6, 60])
-def test_both_factorisations_are_the_same_operator(n, monkeypatch):
-    program = group_program(random_problem(2, n=n))
-    active = torch.tensor([1, 3, 4])
-    M, eta = program.M[:, active], torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+def test_both_factorisations_are_the_same_operator(n, single, kind, monkeypatch):
+    program = group_program(random_problem(2, n=n), kind)
+    program.single = single
+    active = kind(np.array([1, 3, 4]))
+    M, eta = program.M[:, active], kind(np.array([0.5, 1.0, 2.0]))
     weights = program.weights(program.Y)
-    Z, scaled = program.Z.numpy(), (eta.sqrt() * M).numpy()
+    Z, scaled = np.asarray(program.Z), np.asarray(eta**0.5 * M)
     columns = np.hstack([column[:, None] * Z for column in scaled.T])
-    inverse = np.diag(1 / weights[:, 0].numpy()) + columns @ columns.T / program.alpha
+    inverse = np.diag(1 / np.asarray(weights)[:, 0]) + columns @ columns.T / program.alpha
     x = np.random.default_rng(0).normal(size=(n, 2))
-    expected, X = np.linalg.solve(inverse, x), torch.as_tensor(x)
-    kinds = []
+    expected, X = np.linalg.solve(inverse, x), kind(x)
+    kinds, rtol, atol = [], *((1e-3, 1e-5) if single else (1e-8, 1e-10))
     for most in (-1, 10**9):
         monkeypatch.setattr(_group_ridge, "MAX_ROW_SIDE", most)
         if most > 0:  # make columns look expensive
             monkeypatch.setattr(_group_ridge._GramCache, "missing", lambda *_: range(10**9))
         factor = _group_ridge.factorise(program, active, M, eta, weights)
         kinds.append(type(factor).__name__)
-        np.testing.assert_allclose(factor.apply(X), expected, rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(factor.quadratic(X), x.T @ expected, rtol=1e-8, atol=1e-10)
+        assert str(factor.chol.dtype).endswith("32" if single else "64")
+        np.testing.assert_allclose(factor.apply(X), expected, rtol=rtol, atol=atol)
+        np.testing.assert_allclose(factor.quadratic(X), x.T @ expected, rtol=rtol, atol=atol)
     assert kinds == ["_ColumnFactor", "_RowFactor"]
+
+
+@KINDS
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_coarse_factors_solve_the_ridge_problem_accurately(loss, kind):
+    problem = random_problem(2, loss=loss)
+    states = []
+    for single in (True, False):
+        program = group_program(problem, kind)
+        program.single = single
+        groups, eta = kind(np.array([1, 3, 4])), kind(np.array([0.5, 1.0, 2.0]))
+        state = _group_ridge.solve_ridge(program, groups, eta, 0.0 * program.Y, -np.inf)
+        for _ in range(5):
+            state = _group_ridge.solve_ridge(program, groups, eta, state.F, -np.inf)
+        states.append(state)
+    np.testing.assert_allclose(states[0].S, states[1].S, rtol=1e-8, atol=1e-10)
+    assert states[0].phi == pytest.approx(states[1].phi, rel=1e-12)
+
+
+@KINDS
+def test_patterns_in_float32_give_the_largest_correlation_in_float64(kind):
+    program = group_program(random_problem(2, n=60), kind)
+    column, active = program.Y - 0.3, kind(np.array([0, 2]))
+    w, norms = program.all_correlations(column, active)
+    program.M = kind(np.asarray(program.M, dtype=np.float32))
+    coarse, coarse_norms = program.all_correlations(column, active)
+    assert float(coarse_norms.max()) == pytest.approx(float(norms.max()), rel=1e-14)
+    np.testing.assert_allclose(coarse[active], w[active], rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(coarse, w, rtol=1e-5, atol=1e-5)
+
+
+@KINDS
+def test_cholesky_of_a_singular_matrix(kind):
+    A = kind(np.ones((4, 4)))
+    L = np.tril(_factors.safe_cholesky(A))
+    np.testing.assert_allclose(L @ L.T, A, atol=1e-8)
+
+
+def test_steps_that_fail_in_float32_are_taken_in_float64(monkeypatch):
+    problem, dtypes = real_problem("diabetes", 1e-4, rows=slice(150)), []
+    factorise = _group_ridge.factorise
+
+    def spy(*arguments):
+        factor = factorise(*arguments)
+        dtypes.append(factor.root.dtype.itemsize)
+        return factor
+
+    monkeypatch.setattr(_group_ridge, "factorise", spy)
+    monkeypatch.setattr(_group_newton, "factorise", spy)
+    for name in ("MAX_STIFFNESS_ROWS_SINGLE", "MAX_STIFFNESS_COLUMNS_SINGLE"):
+        monkeypatch.setattr(_group_ridge, name, np.inf)
+    coarse = solve(problem, "fista", tol=1e-8)
+    assert 4 in dtypes
+    assert dtypes[-1] == 8
+    monkeypatch.setattr(_group_ridge, "single", lambda root: root)
+    fine = solve(problem, "fista", tol=1e-8)
+    assert coarse.certificate.primal == pytest.approx(fine.certificate.primal, rel=1e-7)
+
+
+def test_no_round_is_computed_that_is_not_asked_for(monkeypatch):
+    calls = []
+    round_of = _group_newton._newton_round
+    monkeypatch.setattr(_group_newton, "_newton_round", lambda *a: calls.append(1) or round_of(*a))
+    result = solve(real_problem("diabetes", 0.1), "fista", tol=1e-3)
+    assert len(calls) == result.n_iter - 1
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
 def test_nonnegative_quadratic_is_nnls(seed, m):
     rng = np.random.default_rng(seed)
     A, y = rng.normal(size=(m + 3, m)), rng.normal(size=m + 3)
-    H, q = torch.as_tensor(A.T @ A), torch.as_tensor(-A.T @ y)
-    free = torch.as_tensor(rng.random(m) < 0.5)
-    x = _group_newton._nonnegative_quadratic(H, q, free)
-    np.testing.assert_allclose(x, optimize.nnls(A, y)[0], atol=1e-8)
+    expected, free = optimize.nnls(A, y)[0], rng.random(m) < 0.5
+    for kind in (np.asarray, torch.as_tensor):
+        arrays = (kind(a) for a in (A.T @ A, -A.T @ y, free))
+        np.testing.assert_allclose(
+            _group_newton._nonnegative_quadratic(*arrays), expected, atol=1e-8
+        )
 
 
 def test_where_newton_steps_fail_reweighting_goes_on():
@@ -525,15 +603,15 @@ def test_where_newton_steps_fail_reweighting_goes_on():
     assert m.dual_gap_ <= m.tol
 
 
+@KINDS
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
-def test_newton_from_the_solution_is_done_at_once(loss):
+def test_newton_from_the_solution_is_done_at_once(loss, kind):
     rng = np.random.default_rng(3)
-    A = torch.as_tensor(np.maximum(rng.normal(size=(60, 25)), 0.0))
-    y = A @ torch.as_tensor(rng.normal(size=25) * (rng.random(25) < 0.3))
-    y = y + 0.5 * torch.as_tensor(rng.normal(size=60))
-    y = y if loss == "squared" else (y > y.median()).double()
-    ones, Y, p, alpha = torch.ones_like(A[:, :1]), y[:, None], torch.full((60,), 1 / 60.0), 0.03
-    p = p.double() / p.double().sum()
+    A = np.maximum(rng.normal(size=(60, 25)), 0.0)
+    y = A @ (rng.normal(size=25) * (rng.random(25) < 0.3)) + 0.5 * rng.normal(size=60)
+    y = y if loss == "squared" else (y > np.median(y)).astype(float)
+    alpha = 0.03
+    ones, A, Y, p = (kind(a) for a in (np.ones((60, 1)), A, y[:, None], np.full(60, 1 / 60.0)))
 
     def rounds(start=None):
         options = (LOSSES[loss], alpha, True, start, 1e-9)

@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn_convexbn import solvers
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._problem import Problem
-from sklearn_convexbn.solvers import _interior_point, _interior_step
+from sklearn_convexbn.solvers import _arrangement_program, _interior_point, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
 from sklearn_convexbn.solvers._interior_point import interior_point
 from tests.helpers import make_problem, solve
@@ -309,6 +309,53 @@ def test_working_sets_reach_the_same_optimum(monkeypatch):
     parts = assert_solved(problem)
     assert parts.n_iter > whole.n_iter
     assert parts.certificate.primal == pytest.approx(whole.certificate.primal, rel=2e-6)
+
+
+def test_a_sparse_program_starts_from_few_arrangements(monkeypatch):
+    problem = diabetes(gates=100, share=0.2)
+    sizes = []
+    monkeypatch.setattr(
+        _interior_point,
+        "newton_step",
+        lambda part, *rest: sizes.append(len(part)) or _interior_step.newton_step(part, *rest),
+    )
+    few = assert_solved(problem)
+    assert max(sizes) < 60
+    monkeypatch.setattr(_interior_point, "SPARSE_SHARE", np.inf)
+    all_at_once = assert_solved(problem)
+    assert max(sizes) == 100
+    assert few.certificate.primal == pytest.approx(all_at_once.certificate.primal, rel=2e-6)
+
+
+@pytest.mark.parametrize("smallest", [1.0, -1e-12])
+def test_factor_solves_and_shifts_what_is_not_definite(smallest):
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    A = torch.as_tensor(Q @ np.diag([smallest, 1.0, 2.0, 3.0, 4.0, 5.0]) @ Q.T)
+    x = torch.as_tensor(rng.normal(size=(6, 1)))
+    built = []
+
+    def build():
+        built.append(A.tril() + 7.0 * torch.ones(6, 6).triu(1))  # only the lower triangle counts
+        return built[-1]
+
+    factor = _arrangement_program.Factor(build)
+    assert (len(built) == 1) == (smallest > 0)
+    if smallest > 0:
+        torch.testing.assert_close(factor.solve(A @ x), x)
+    else:
+        torch.testing.assert_close(A @ factor.solve(A @ x), A @ x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("row", "column", "value"), [(3, 3, -1.0), (2, 1, np.nan)])
+def test_factor_gives_up_on_what_no_shift_mends(row, column, value):
+    def build():
+        A = torch.eye(4, dtype=torch.float64)
+        A[row, column] = value
+        return A
+
+    with pytest.raises(ArithmeticError):
+        _arrangement_program.Factor(build)
 
 
 @pytest.mark.parametrize("case", [diabetes, breast_cancer])

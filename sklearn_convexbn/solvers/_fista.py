@@ -35,7 +35,9 @@ PATIENCE = 4
 
 
 class FISTA(Solver):
-    """Solve the program on a list of arrangements by FISTA and Newton steps, in torch.
+    """Solve the program on a list of arrangements by FISTA and Newton steps.
+
+    In torch; "newton" in NumPy where the device is the CPU.
 
     Parameters
     ----------
@@ -45,8 +47,8 @@ class FISTA(Solver):
         "fista": proximal gradient steps and Newton steps on the factors of the blocks.
         "auto": "newton" where it applies, in float64, and "fista" elsewhere.
     dtype : {"float64", "float32"}, default="float64"
-        Arithmetic of "fista"; "newton" always computes in float64. With "float32" relative
-        gaps come down to about 1e-3.
+        Arithmetic of "fista"; "newton" always computes in float64, but for factors that only
+        speed it up. With "float32" relative gaps come down to about 1e-3.
     n_steps : int, default=100
         Largest number of proximal gradient steps in a round.
     n_newton_steps : int, default=10

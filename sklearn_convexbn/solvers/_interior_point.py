@@ -26,6 +26,11 @@ MAX_STEP_COST = 5e9
 MAX_ENTRIES = 10**7
 FIRST_COLUMNS = 400
 
+#: With alpha above this share of its largest value few arrangements are active. Then lists of
+#: more than four times this many unknowns start from these; below it, that is slower.
+SPARSE_SHARE = 0.08
+SPARSE_COLUMNS = 200
+
 #: A certificate is computed at least this often, in Newton steps.
 STEPS_A_ROUND = 15
 
@@ -272,11 +277,14 @@ def _torch_program(problem: Problem, device: str) -> tuple[Program, np.ndarray]:
 
 
 def _first_rows(full: Program, bound: _Bound, start_rows: Tensor) -> Tensor:
-    """Return the whole list if it is short, else the start's and the constant's worst."""
+    """Return the whole list if it is short and not sparse, else the start's and the worst."""
     P, (n, k) = len(full), full.Z.shape
+    columns = FIRST_COLUMNS
     if step_cost(full, P) <= MAX_STEP_COST and P * n <= MAX_ENTRIES:
-        return torch.arange(P, device=full.Z.device)
-    order = bound.norms.amax(0).argsort(descending=True)[: max(FIRST_COLUMNS // k, 8)]
+        columns = SPARSE_COLUMNS
+        if full.alpha <= SPARSE_SHARE * bound.largest or P * k <= 4 * columns:
+            return torch.arange(P, device=full.Z.device)
+    order = bound.norms.amax(0).argsort(descending=True)[: max(columns // k, 8)]
     return torch.unique(torch.cat([start_rows, order]))
 
 
