@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from sklearn_convexbn._losses import array_namespace
-
-Array = Any  # numpy.ndarray or torch.Tensor
+from sklearn_convexbn._arrays import Array, array_namespace, on_device
 
 
 def safe_cholesky(matrix: Array) -> Array:
@@ -29,7 +27,7 @@ def safe_cholesky(matrix: Array) -> Array:
     jitter = (1e-13 if is_double(matrix) else 1e-6) * top
     while failed and jitter < 1e300:
         jitter = max(100.0 * jitter, 1e-300)
-        shifted = matrix + jitter * array_namespace(matrix).eye(len(matrix), **like(matrix))
+        shifted = matrix + jitter * array_namespace(matrix).eye(len(matrix), **kind_of(matrix))
         factor, failed = _cholesky(shifted)
     return factor
 
@@ -88,9 +86,9 @@ def lower_outer(X: Array, weights: Array) -> Array:
     return out
 
 
-def like(a: Array) -> dict[str, Any]:
+def kind_of(a: Array) -> dict[str, Any]:
     """Return dtype and device of `a`, as keywords that create another array."""
-    return {"dtype": a.dtype} | ({} if isinstance(a, np.ndarray) else {"device": a.device})
+    return {"dtype": a.dtype, **on_device(a)}
 
 
 def single(a: Array) -> Array:

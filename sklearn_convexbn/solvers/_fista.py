@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sklearn_convexbn._arrays import Array, as_numpy
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -123,11 +124,13 @@ def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterat
     """Gated program with one output: Newton's method on the scales of the gates."""
     from sklearn_convexbn.solvers._group_newton import group_newton
 
-    on_cpu = settings.device == "cpu"
-
-    def array(a: np.ndarray, dtype: type = np.float64) -> np.ndarray | Tensor:
+    def array(a: np.ndarray, dtype: type = np.float64) -> Array:
         a = np.ascontiguousarray(a, dtype=dtype)
-        return a if on_cpu else _tensor(a, settings.device)
+        if settings.device == "cpu":
+            return a
+        import torch
+
+        return torch.as_tensor(a, device=settings.device)
 
     start = None
     if settings.start is not None and settings.start.gates is not None:
@@ -147,26 +150,16 @@ def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterat
         tol=1e-3 * settings.tol,  # so that the driver's certificate decides, not this one
     )
     for found in rounds:
-        q, b = _numpy(found.S), np.array([found.b])
-        gates = _numpy(found.active).astype(np.intp)
+        q, b = as_numpy(found.S), np.array([found.b])
+        gates = as_numpy(found.active).astype(np.intp)
         neurons = Neurons.from_products(q, np.ones((len(q), 1)), b, gates)
         stalled = found.stalled or found.gap <= 1e-3 * settings.tol
         if found.gap > 1.01 * settings.tol and not stalled:
             # Looked at all gates already; the driver looks for itself where it may stop.
-            Lambda = _numpy(found.Lambda)
+            Lambda = as_numpy(found.Lambda)
             yield Iterate(neurons, Lambda, found.largest, proven=True)
         else:
             yield Iterate(neurons, stalled=stalled)
-
-
-def _tensor(a: np.ndarray, device: str) -> Tensor:
-    import torch
-
-    return torch.as_tensor(a, device=device)
-
-
-def _numpy(a: np.ndarray | Tensor) -> np.ndarray:
-    return a if isinstance(a, np.ndarray) else a.cpu().numpy()
 
 
 @dataclass

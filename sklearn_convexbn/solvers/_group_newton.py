@@ -28,9 +28,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from sklearn_convexbn._losses import Loss, array_namespace
+from sklearn_convexbn._arrays import Array, array_namespace
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn.solvers._factors import (
     cast,
     cholesky_solve,
@@ -40,8 +40,6 @@ from sklearn_convexbn.solvers._factors import (
     safe_cholesky,
 )
 from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
-
-Array = Any  # numpy.ndarray or torch.Tensor
 
 
 @dataclass(frozen=True)

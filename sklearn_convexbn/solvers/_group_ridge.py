@@ -15,21 +15,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sklearn_convexbn._losses import Loss, array_namespace
+from sklearn_convexbn._arrays import Array, array_namespace
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn.solvers._factors import (
     cast,
     cholesky_solve,
     index_array,
     is_double,
-    like,
+    kind_of,
     lower_outer,
     row_norms,
     safe_cholesky,
     single,
     squared_by_inverse,
 )
-
-Array = Any  # numpy.ndarray or torch.Tensor
 
 #: Above this many rows only the active columns are factorised.
 MAX_ROW_SIDE = 8000
@@ -69,7 +68,7 @@ class _GramCache:
         if not self._serves(root):
             # New buffers: the factor of the last accepted point still reads the old ones.
             self.root, self.slots = root, dict[int, int]()
-            self.rows = xp.empty((0, len(root)), **like(root))
+            self.rows = xp.empty((0, len(root)), **kind_of(root))
             self.gram = self.rows[:, :0]
         if new:
             self._append(program, root, new)
@@ -84,8 +83,8 @@ class _GramCache:
         old, used = len(self.slots) * k, (len(self.slots) + len(new)) * k
         if used > len(self.rows):
             capacity = max(2 * used, 256)
-            rows = xp.empty((capacity, len(root)), **like(root))
-            gram = xp.empty((capacity, capacity), **like(root))
+            rows = xp.empty((capacity, len(root)), **kind_of(root))
+            gram = xp.empty((capacity, capacity), **kind_of(root))
             rows[:old], gram[:old, :old] = self.rows[:old], self.gram[:old, :old]
             self.rows, self.gram = rows, gram
         M = cast(program.M[:, index_array(new, root)], root).T
@@ -223,7 +222,7 @@ class _ColumnFactor:
         """Return C X."""
         xp, scaled = array_namespace(X), self.root * cast(X, self.root)
         inner = cholesky_solve(self._project(scaled), self.chol) * self.scale
-        spread = xp.zeros((len(self.rows), X.shape[1]), **like(inner))
+        spread = xp.zeros((len(self.rows), X.shape[1]), **kind_of(inner))
         spread[self.index] = inner
         return cast(self.root * (scaled - self.rows.T @ spread), X)
 
