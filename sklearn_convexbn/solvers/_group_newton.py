@@ -113,7 +113,8 @@ def group_newton(
         if gap <= tol:
             return
         # Newton's method gains more than this near the end, unless factors are too coarse.
-        program.single &= gap > 1e-6 and not 1e-3 > gap > 0.1 * last_gap
+        if program.single and (gap <= 1e-6 or 1e-3 > gap > 0.1 * last_gap):
+            state = _in_double(program, state)
         program.accuracy, last_gap = min(max(1e-4 * gap, 1e-11), 1e-5), gap
         new = _newton_round(program, state, w, norms)
         slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
@@ -147,12 +148,16 @@ def _newton_round(program: Program, state: State, w: Array, norms: Array) -> Sta
     """Take one Newton step on eta, or where none decreases phi another; None when nothing does."""
     new = _newton_step(program, state, w, norms)
     if new is None and program.single:
-        program.single, program.accuracy = False, 1e-11
-        M, weights = program.columns(state.active), program.weights(state.F)
-        factor = factorise(program, state.active, M, state.eta, weights)
-        state = replace(state, factor=factor)
+        state, program.accuracy = _in_double(program, state), 1e-11
         new = _newton_step(program, state, w, norms)
     return new or _reweighted_round(program, state, norms)
+
+
+def _in_double(program: Program, state: State) -> State:
+    """Give up factors in float32, from this state's on."""
+    program.single = False
+    M, weights = program.columns(state.active), program.weights(state.F)
+    return replace(state, factor=factorise(program, state.active, M, state.eta, weights))
 
 
 def _newton_step(program: Program, state: State, w: Array, norms: Array) -> State | None:
