@@ -15,6 +15,7 @@ from sklearn_convexbn._displays import (
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn._path import alpha_max, convexbn_path
+from sklearn_convexbn._sharding import row_shards
 
 __version__ = "0.1.0"
 
@@ -30,4 +31,5 @@ __all__ = [
     "alpha_max",
     "certify",
     "convexbn_path",
+    "row_shards",
 ]

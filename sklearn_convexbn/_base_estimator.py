@@ -17,10 +17,12 @@ from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
 from sklearn_convexbn._encoding import ACCEPTED_X, TrainingData
 from sklearn_convexbn._network import Network, forward, to_torch
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
     Trained,
     TrainingSettings,
+    check_for_shards,
     prepare,
     solve,
 )
@@ -76,8 +78,50 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         return tags
 
     @abstractmethod
-    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+    def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return the data as arrays and note their shape."""
+
+    @abstractmethod
+    def _encode(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
         """Return validated data as canonical rows with encoded targets."""
+
+    def _validated_together(
+        self, X: Any, y: Any, sample_weight: Any, shards: Shards
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Validate data; those on other processes must be valid and of the same kind."""
+        with shards.raised_together():
+            if shards.size > 1:
+                check_for_shards(self.get_params(deep=False))
+            X, y, weights = self._validated(X, y, sample_weight)
+        if shards.size > 1:
+            shards.check_same(self._facts(y))
+        return X, y, weights
+
+    def _facts(self, y: np.ndarray) -> dict[str, str]:
+        """Return what fits to parts of the same data have in common."""
+        facts = {"The class of the estimator": type(self).__name__}
+        for name, value in self.get_params().items():
+            if name not in ("device", "verbose"):
+                facts[f"The parameter {name}"] = repr(value)
+        return facts | {
+            "The number of features": str(self.n_features_in_),
+            "The names of features": str(list(getattr(self, "feature_names_in_", []))),
+            "The shape of a target": str(y.shape[1:]),
+            "The kind of target": self._kind_of_target(y),
+            "What warm_start begins with": str(self.warm_start and hasattr(self, "coefs_")),
+        }
+
+    def _kind_of_target(self, y: np.ndarray) -> str:
+        return "a number"
+
+    def _fit_settings(self, shards: Shards) -> TrainingSettings:
+        """Return the parameters of a fit, with random numbers that are the same everywhere."""
+        values = self.get_params(deep=False)
+        if shards.size > 1 and values["random_state"] is None:
+            values["random_state"] = shards.agreed(int(np.random.randint(2**31)))  # noqa: NPY002
+        return TrainingSettings.of(values)
 
     def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
         """Solve the problem on canonical rows and set the fitted attributes."""

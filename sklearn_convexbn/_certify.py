@@ -27,6 +27,7 @@ from sklearn_convexbn._foreign import Layers, read_network
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._network import Network, forward, neurons_of_network
 from sklearn_convexbn._problem import Neurons, Problem, relative_gap
+from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
 from sklearn_convexbn._whitening import Whitening
 
@@ -258,6 +259,7 @@ def certify(
         "device": device,
     }
     check_arguments("certify", arguments, CONSTRAINTS)
+    refuse_shards("certify")
     device = resolve_device(device)
     layers = read_network(network)
     fit_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))

@@ -31,6 +31,7 @@ from sklearn_convexbn._compat import (
 )
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._path import ALPHA_CONSTRAINTS, alpha_grid, check_alphas, largest_alpha
+from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import FIT_CONSTRAINTS, TrainingSettings, train_path
 
 #: Largest seed drawn for the searches of all folds.
@@ -79,6 +80,7 @@ class BaseConvexBNCV(BaseConvexBN):
     def _fit(self, X: Any, y: Any, sample_weight: Any, params: dict[str, Any]) -> Self:
         """Choose alpha and n_components by cross-validation and train on all rows."""
         check_parameters(self, self._parameter_constraints)
+        refuse_shards(type(self).__name__)
         grid = self._components()
         alphas = None if isinstance(self.alphas, Integral) else check_alphas(self.alphas)
         routed = routed_parameters(self, params, sample_weight)

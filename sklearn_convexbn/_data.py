@@ -15,6 +15,7 @@ from scipy import sparse
 
 from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._rows import Rows
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class CanonicalData:
         Targets of the rows, as given (class labels stay class codes).
     weights : ndarray of shape (n,)
         Positive; the weight of a row is the sum over the rows merged into it.
+    keys : ndarray of shape (n,)
+        64-bit hashes of the rows of X, which they are sorted by.
     """
 
     rows: Rows
     y: np.ndarray
     weights: np.ndarray
+    keys: np.ndarray
 
 
 def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = None) -> CanonicalData:
@@ -65,7 +69,8 @@ def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = Non
     first = np.ones(len(rows), dtype=bool)
     first[repeated] = False
     first = np.flatnonzero(first)
-    return CanonicalData(rows.take(first), y[first], np.add.reduceat(weights, first))
+    weights = np.add.reduceat(weights, first)
+    return CanonicalData(rows.take(first), y[first], weights, hashes[first])
 
 
 def _content_order(
@@ -137,7 +142,7 @@ class TargetScaling:
 
 
 def scale_target(
-    y: np.ndarray, weights: np.ndarray, *, fit_intercept: bool
+    y: np.ndarray, weights: np.ndarray, *, fit_intercept: bool, shards: Shards = ALL_HERE
 ) -> tuple[np.ndarray, TargetScaling]:
     """Centre a regression target and give it unit variance (mean over its outputs).
 
@@ -150,19 +155,21 @@ def scale_target(
     y : ndarray of shape (n, C)
     weights : ndarray of shape (n,)
         Positive row weights.
+    fit_intercept : bool
+    shards : Shards, default=ALL_HERE
 
     Returns
     -------
     Y : ndarray of shape (n, C)
     scaling : TargetScaling
     """
-    p = weights / weights.sum()
+    p = weights / shards.total(weights.sum())
     # Dividing by the largest entry first keeps squares finite at any scale.
-    size = float(np.abs(y).max()) or 1.0
+    size = shards.maximum(float(np.abs(y).max())) or 1.0
     Y = y / size
-    offset = p @ Y if fit_intercept else np.zeros(Y.shape[1])
+    offset = shards.total(p @ Y) if fit_intercept else np.zeros(Y.shape[1])
     Y = Y - offset
-    deviation = float(np.sqrt(np.mean(p @ Y**2)))
+    deviation = float(np.sqrt(np.mean(shards.total(p @ Y**2))))
     # Centring entries of size one leaves rounding errors of this size in a constant target.
     rounding = 8 * np.finfo(float).eps if fit_intercept else 0.0
     if deviation <= rounding:
@@ -175,7 +182,9 @@ def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
     return np.eye(n_classes)[codes]
 
 
-def balanced_class_weights(codes: np.ndarray, weights: np.ndarray, n_classes: int) -> np.ndarray:
+def balanced_class_weights(
+    codes: np.ndarray, weights: np.ndarray, n_classes: int, shards: Shards = ALL_HERE
+) -> np.ndarray:
     """Return scikit-learn's "balanced" weight of each class, counting rows by their weight."""
-    totals = np.bincount(codes, weights=weights, minlength=n_classes)
+    totals = shards.total(np.bincount(codes, weights=weights, minlength=n_classes))
     return totals.sum() / (n_classes * totals)

@@ -18,6 +18,7 @@ from sklearn_convexbn._data import (
 )
 from sklearn_convexbn._losses import LOSSES, Loss
 from sklearn_convexbn._rows import Rows
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: What X may be, as arguments of validation: it is read a block of rows at a time, in float64.
 ACCEPTED_X: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
@@ -41,6 +42,8 @@ class TrainingData:
         How to return to a regression target's own units.
     classes : ndarray of shape (n_classes,)
         The labels of a classification target, sorted; empty for regression.
+    shards : Shards
+        Where the other rows are, if these are not all.
     """
 
     rows: Rows
@@ -49,6 +52,7 @@ class TrainingData:
     loss: Loss
     target: TargetScaling | None = None
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    shards: Shards = ALL_HERE
 
     @property
     def scale(self) -> float:
@@ -63,7 +67,12 @@ def loss_for(y: Any) -> str:
 
 
 def regression_data(
-    X: Any, y: np.ndarray, sample_weight: np.ndarray, *, fit_intercept: bool
+    X: Any,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    *,
+    fit_intercept: bool,
+    shards: Shards = ALL_HERE,
 ) -> TrainingData:
     """Encode a regression target: centred (with an intercept) and scaled to unit variance.
 
@@ -74,6 +83,7 @@ def regression_data(
     sample_weight : ndarray of shape (n,)
         Non-negative.
     fit_intercept : bool
+    shards : Shards, default=ALL_HERE
 
     Returns
     -------
@@ -81,9 +91,13 @@ def regression_data(
     """
     data = canonical_data(X, np.asarray(y, dtype=np.float64), sample_weight)
     Y, target = scale_target(
-        data.y.reshape(len(data.rows), -1), data.weights, fit_intercept=fit_intercept
+        data.y.reshape(len(data.rows), -1),
+        data.weights,
+        fit_intercept=fit_intercept,
+        shards=shards,
     )
-    return TrainingData(data.rows, Y, data.weights, LOSSES["squared"], target=target)
+    shards, squared = shards.of_rows(data.keys), LOSSES["squared"]
+    return TrainingData(data.rows, Y, data.weights, squared, target=target, shards=shards)
 
 
 def classification_data(
@@ -93,6 +107,7 @@ def classification_data(
     *,
     loss: str,
     class_weight: dict[Any, float] | str | None = None,
+    shards: Shards = ALL_HERE,
 ) -> TrainingData:
     """Encode class labels: one output for two classes, one-hot targets for more.
 
@@ -105,6 +120,7 @@ def classification_data(
         Non-negative.
     loss : {"log_loss", "squared_error"}
     class_weight : dict, "balanced" or None
+    shards : Shards, default=ALL_HERE
 
     Returns
     -------
@@ -117,8 +133,8 @@ def classification_data(
     """
     weights = sample_weight
     if isinstance(class_weight, dict):
-        weights = weights * _weights_of_labels(y, class_weight)
-    classes = np.unique(y[weights > 0])
+        weights = weights * _weights_of_labels(y, class_weight, shards)
+    classes = _labels(y[weights > 0], shards)
     if len(classes) < 2:
         raise ValueError(
             "Classification needs samples of at least 2 classes with positive weight, but the "
@@ -128,18 +144,24 @@ def classification_data(
     data = canonical_data(X, codes, weights)
     weights = data.weights
     if class_weight == "balanced":
-        weights = weights * balanced_class_weights(data.y, weights, len(classes))[data.y]
+        weights = weights * balanced_class_weights(data.y, weights, len(classes), shards)[data.y]
     Y, of_labels = _encode(data.y, len(classes), loss)
-    return TrainingData(data.rows, Y, weights, of_labels, classes=classes)
+    shards = shards.of_rows(data.keys)
+    return TrainingData(data.rows, Y, weights, of_labels, classes=classes, shards=shards)
 
 
-def _weights_of_labels(y: np.ndarray, class_weight: dict[Any, float]) -> np.ndarray:
+def _labels(y: np.ndarray, shards: Shards) -> np.ndarray:
+    """Return the labels that occur in y (n,), sorted, on any process."""
+    return np.unique(shards.joined(np.unique(y)))
+
+
+def _weights_of_labels(y: np.ndarray, class_weight: dict[Any, float], shards: Shards) -> np.ndarray:
     """Return the class weight of each row's label (n,)."""
-    classes, codes = np.unique(y, return_inverse=True)
-    per_class = compute_class_weight(class_weight, classes=classes, y=y)
+    classes = _labels(y, shards)
+    per_class = compute_class_weight(class_weight, classes=classes, y=classes)
     if (per_class < 0).any() or not np.isfinite(per_class).all():
         raise ValueError(f"class_weight must be finite and non-negative. Got {class_weight!r}.")
-    return per_class[codes]
+    return per_class[np.searchsorted(classes, y)]
 
 
 def _encode(codes: np.ndarray, n_classes: int, loss: str) -> tuple[np.ndarray, Loss]:

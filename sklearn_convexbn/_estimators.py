@@ -27,7 +27,7 @@ from sklearn_convexbn._encoding import (
     regression_data,
 )
 from sklearn_convexbn._losses import softmax
-from sklearn_convexbn._training import TrainingSettings
+from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
 
 
 class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
@@ -180,11 +180,15 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
             For invalid parameters or data, or a solver that does not handle the problem. The
             estimator then stays as it was.
         """
-        check_parameters(self, self._parameter_constraints)
-        hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
+        shards = current_shards()
+        with shards.raised_together():
+            check_parameters(self, self._parameter_constraints)
+            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
         with unchanged_on_failure(self):
-            data = self._encode(*self._validated(X, y, sample_weight))
-            self._train(data, TrainingSettings.of(self.get_params(deep=False)), hooks)
+            validated = self._validated_together(X, y, sample_weight, shards)
+            with shards.in_step():
+                data = self._encode(*validated, shards)
+                self._train(data, self._fit_settings(shards), hooks)
         return self
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -194,8 +198,10 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         self._single_output = y.ndim == 1
         return X, y, check_sample_weight(sample_weight, X)
 
-    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
-        return regression_data(X, y, sample_weight, fit_intercept=self.fit_intercept)
+    def _encode(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
+        return regression_data(X, y, sample_weight, fit_intercept=self.fit_intercept, shards=shards)
 
     def predict(self, X: Any) -> Array:
         """Predict the target.
@@ -434,12 +440,16 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
             For invalid parameters or data, fewer than two classes, or a solver that does not
             handle the problem. The estimator then stays as it was.
         """
-        check_parameters(self, self._parameter_constraints)
-        hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
+        shards = current_shards()
+        with shards.raised_together():
+            check_parameters(self, self._parameter_constraints)
+            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
         with unchanged_on_failure(self):
-            data = self._encode(*self._validated(X, y, sample_weight))
-            self.classes_ = data.classes
-            self._train(data, TrainingSettings.of(self.get_params(deep=False)), hooks)
+            validated = self._validated_together(X, y, sample_weight, shards)
+            with shards.in_step():
+                data = self._encode(*validated, shards)
+                self.classes_ = data.classes
+                self._train(data, self._fit_settings(shards), hooks)
         return self
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -450,10 +460,20 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         y = as_numpy(y)
         return X, y, check_sample_weight(sample_weight, X)
 
-    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
+    def _encode(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
         return classification_data(
-            X, y, sample_weight, loss=self.loss, class_weight=self.class_weight
+            X,
+            y,
+            sample_weight,
+            loss=self.loss,
+            class_weight=self.class_weight,
+            shards=shards,
         )
+
+    def _kind_of_target(self, y: np.ndarray) -> str:
+        return f"dtype {y.dtype.kind!r}"
 
     def decision_function(self, X: Any) -> Array:
         """Return the network's output.

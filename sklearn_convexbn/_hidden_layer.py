@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn._losses import Loss
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: Rows times units of a block: about 1 MiB in float32, the size of a core's cache. On CUDA,
 #: where launching a kernel is what costs, a block is larger.
@@ -35,19 +36,28 @@ class HiddenLayer:
     ----------
     Z : torch.Tensor of shape (n, k)
         Whitened rows, float32 or float64, on any device.
+    shards : Shards, default=ALL_HERE
+        Where the other rows are, if these are not all. Sums are over all rows; arrays with an
+        entry for each row are about those here.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of all rows.
     """
 
-    def __init__(self, Z: Tensor) -> None:
-        self.Z = Z
+    def __init__(self, Z: Tensor, shards: Shards = ALL_HERE) -> None:
+        self.Z, self.shards = Z, shards
+        self.n_rows = shards.count(len(Z))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Numbers of rows and of coordinates (n, k)."""
+        """Numbers of rows here and of coordinates (n, k)."""
         return self.Z.shape[0], self.Z.shape[1]
 
-    def take(self, rows: Tensor) -> HiddenLayer:
-        """Return the layer on some of the rows."""
-        return HiddenLayer(self.Z[rows])
+    def take(self, index: Tensor) -> HiddenLayer:
+        """Return the layer on some of all rows, by their numbers; it has these rows here."""
+        return HiddenLayer(self.shards.entries(self.Z, index))
 
     def blocks(self, width: int) -> Iterator[slice]:
         """Yield slices of rows such that `width` numbers a row make a block."""
@@ -81,14 +91,14 @@ class HiddenLayer:
         A = Q.new_empty(n, m)
         for rows in self.blocks(m):
             torch.mm(self.Z[rows].to(Q.dtype), Q, out=A[rows])
-        return StoredActivations(A.clamp_min_(0))
+        return StoredActivations(A.clamp_min_(0), self.shards)
 
     def correlations(self, Lambda: Tensor, Q: Tensor) -> Tensor:
         """Return ``Lambda^T (Z Q)_+`` (C, S)."""
         T = Q.new_zeros(Lambda.shape[1], Q.shape[1])
         for rows, _, H in self.products(Q):
             T.addmm_(Lambda[rows].to(Q.dtype).T, H.clamp_min_(0))
-        return T
+        return self.shards.total(T)
 
     def ascent(self, Lambda: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values ``|Lambda^T (Z q)_+|`` (S,) and their gradients (k, S)."""
@@ -96,6 +106,7 @@ class HiddenLayer:
         if Lambda.shape[1] == 1:
             for rows, Z, H in self.products(Q):
                 gradient.addmm_((Lambda[rows].to(Q.dtype) * Z).T, H.gt_(0))
+            gradient = self.shards.total(gradient)
             T = (Q * gradient).sum(dim=0)  # homogeneous of degree one
             return T.abs(), gradient * T.sign()
         T = self.correlations(Lambda, Q)
@@ -104,7 +115,7 @@ class HiddenLayer:
             slopes = slopes if slopes.shape == H.shape else torch.empty_like(H)
             torch.mm(Lambda[rows].to(Q.dtype), directions, out=slopes)
             gradient.addmm_(Z.T, slopes.mul_(H.gt_(0)))
-        return torch.linalg.vector_norm(T, dim=0), gradient
+        return torch.linalg.vector_norm(T, dim=0), self.shards.total(gradient)
 
     def loss(
         self, loss: Loss, Y: Tensor, p: Tensor, Q: Tensor, V: Tensor, b: Tensor
@@ -145,13 +156,17 @@ class HiddenLayer:
             torch.mm(G, Vt, out=slopes)
             dVt.addmm_(G.T, H)
             dQ.addmm_(Z.T, slopes.mul_(H.gt_(0)))
+        value, db, dQ, dVt = self.shards.totals(value, db, dQ, dVt)
         if single:  # the slopes of a unit are its activity times G, up to its own output weight
             dVt = (Q * dQ).sum(dim=0)[None]
             dQ *= Vt
         return float(value), dQ, dVt.T, db
 
     def nearest(self, Q: Tensor, count: int) -> Tensor:
-        """Return the rows (count, S) whose hyperplanes are nearest to each direction (k, S)."""
+        """Return the rows (count, S) whose hyperplanes are nearest to each direction (k, S).
+
+        All rows must be here.
+        """
         best: list[tuple[Tensor, Tensor]] = []
         for rows, _, H in self.products(Q):
             values, index = H.abs_().topk(min(count, len(H)), dim=0, largest=False)
@@ -162,7 +177,12 @@ class HiddenLayer:
 
 
 class Activations(ABC):
-    """Activations (n, m) of fixed units, known by their products with other matrices."""
+    """Activations (n, m) of fixed units, known by their products with other matrices.
+
+    Sums over rows are over those of all `shards`.
+    """
+
+    shards: Shards
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -193,7 +213,7 @@ class Activations(ABC):
         T = G.new_zeros(G.shape[1], self.shape[1])
         for rows, A in self.blocks():
             T.addmm_(G[rows].T, A)
-        return T.T
+        return self.shards.total(T).T
 
     def means(self, p: Tensor) -> Tensor:
         """Return ``A^T p`` (m,) for row weights p (n,)."""
@@ -206,7 +226,7 @@ class Activations(ABC):
         for rows, A in self.blocks():
             for H_c, w in zip(H, W[rows].T, strict=True):
                 H_c.addmm_((w[:, None] * A).T, A)
-        return H
+        return self.shards.total(H)
 
 
 class StoredActivations(Activations):
@@ -215,20 +235,21 @@ class StoredActivations(Activations):
     Parameters
     ----------
     A : torch.Tensor of shape (n, m)
+    shards : Shards, default=ALL_HERE
     """
 
-    def __init__(self, A: Tensor) -> None:
-        self.A = A
+    def __init__(self, A: Tensor, shards: Shards = ALL_HERE) -> None:
+        self.A, self.shards = A, shards
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows in HiddenLayer(self.A).blocks(self.A.shape[1]):
             yield rows, self.A[rows]
 
     def columns(self, units: Tensor) -> Activations:
-        return StoredActivations(self.A[:, units])
+        return StoredActivations(self.A[:, units], self.shards)
 
     def centred(self, centre: Tensor) -> Activations:
-        return StoredActivations(self.A - centre)
+        return StoredActivations(self.A - centre, self.shards)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -247,7 +268,7 @@ class ComputedActivations(Activations):
     """
 
     def __init__(self, layer: HiddenLayer, Q: Tensor, centre: Tensor | None = None) -> None:
-        self.layer, self.Q = layer, Q
+        self.layer, self.Q, self.shards = layer, Q, layer.shards
         self.centre = Q.new_zeros(Q.shape[1]) if centre is None else centre
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:

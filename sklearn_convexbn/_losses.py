@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import ClassVar
 
 from sklearn_convexbn._arrays import Array, array_namespace, on_device
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 
 class Loss(ABC):
@@ -150,7 +151,15 @@ def softmax(F: Array) -> Array:
     return e / e.sum(axis=1)[:, None]
 
 
-def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int = 200) -> Array:
+def optimal_intercept(
+    loss: Loss,
+    F: Array,
+    Y: Array,
+    p: Array,
+    *,
+    max_iter: int = 200,
+    shards: Shards = ALL_HERE,
+) -> Array:
     """Return the b (C,) that minimises ``loss.value(F + 1 b^T)``.
 
     Newton steps, and where the curvature has underflown (a fit far from the targets) gradient
@@ -168,28 +177,30 @@ def optimal_intercept(loss: Loss, F: Array, Y: Array, p: Array, *, max_iter: int
     p : array of shape (n,)
         Row weights, summing to one.
     max_iter : int, default=200
+    shards : Shards, default=ALL_HERE
+        Where the other rows are, if these are not all.
 
     Returns
     -------
     b : array of shape (C,)
     """
     xp = array_namespace(F)
-    b = xp.zeros_like(F[0])
-    value, steepest = float(loss.value(F, Y, p)), float("inf")
+    b, total = xp.zeros_like(F[0]), shards.total
+    value, steepest = float(total(loss.value(F, Y, p))), float("inf")
     for _ in range(max_iter):
         gradient = loss.gradient(F + b, Y, p)
-        slope = gradient.sum(axis=0)
-        size, rounding = float(xp.abs(slope).max()), _eps(F) * float(xp.abs(gradient).sum())
+        slope, length = shards.totals(gradient.sum(axis=0), xp.abs(gradient).sum())
+        size, rounding = float(xp.abs(slope).max()), _eps(F) * float(length)
         if size <= 4 * rounding or (size <= 100 * rounding and size >= 0.5 * steepest):
             break
         steepest = size
-        newton = -_pinv_solve(xp, _summed_hessian(loss, F + b, Y, p), slope)
+        newton = -_pinv_solve(xp, total(_summed_hessian(loss, F + b, Y, p)), slope)
         b_new = b + newton
-        new = float(loss.value(F + b_new, Y, p))
+        new = float(total(loss.value(F + b_new, Y, p)))
         # Gradient steps lower the value by at least half of slope^2 / curvature.
         promised = 0.25 * float((slope * slope).sum()) / loss.curvature
         if not new <= value - promised + 1e-15 * abs(value):
-            b_new, new = _gradient_step(loss, F, Y, p, b, slope, value)
+            b_new, new = _gradient_step(loss, F, Y, p, b, slope, value, shards)
             if not new < value:
                 break
         b, value = b_new, new
@@ -203,13 +214,20 @@ def _summed_hessian(loss: Loss, F: Array, Y: Array, p: Array, block: int = 4096)
 
 
 def _gradient_step(
-    loss: Loss, F: Array, Y: Array, p: Array, b: Array, slope: Array, value: float
+    loss: Loss,
+    F: Array,
+    Y: Array,
+    p: Array,
+    b: Array,
+    slope: Array,
+    value: float,
+    shards: Shards,
 ) -> tuple[Array, float]:
     """Step by 1 / curvature along minus `slope`, doubled while the value falls."""
     size = 1.0 / loss.curvature
     best, best_value = b, value
     while True:
-        trial = float(loss.value(F + (b - size * slope), Y, p))
+        trial = float(shards.total(loss.value(F + (b - size * slope), Y, p)))
         if not trial < best_value:
             return best, best_value
         best, best_value = b - size * slope, trial

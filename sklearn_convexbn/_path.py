@@ -23,6 +23,7 @@ from sklearn_convexbn._encoding import (
     regression_data,
 )
 from sklearn_convexbn._network import Network
+from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
     Prepared,
@@ -261,6 +262,7 @@ def path_data(
     X: Any, y: Any, loss: str | None, sample_weight: Any, *, fit_intercept: bool
 ) -> TrainingData:
     """Validate and encode the data of a path function."""
+    refuse_shards("A path of alphas")
     loss = loss or loss_for(y)
     numeric = loss == "squared_error"
     X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=numeric)

@@ -16,6 +16,7 @@ Any :math:`\Lambda` with :math:`1^T\Lambda = 0` (when b is fitted) and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ import numpy as np
 from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
 from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, float64, like
 from sklearn_convexbn._losses import Loss, optimal_intercept
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: Rows whose activations are computed together: a multiple of eight.
 BLOCK_ROWS = 4096
@@ -143,6 +145,9 @@ class Problem:
         Whether `gates` lists every arrangement, so that nothing is lost.
     spectrum : ndarray of shape (k,)
         Diagonal of Z^T diag(p) Z.
+    shards : Shards
+        Where the other rows are, if these are not all. Then p sums to one over all, and values of
+        the objective and the dual are those of all rows.
     """
 
     Z: Array
@@ -155,6 +160,7 @@ class Problem:
     gates: np.ndarray | None
     all_arrangements: bool
     spectrum: np.ndarray
+    shards: Shards = ALL_HERE
 
     @property
     def n_outputs(self) -> int:
@@ -206,19 +212,28 @@ class Problem:
     def correlations(self, Lambda: Array, directions: np.ndarray) -> np.ndarray:
         """Return ``|Lambda^T (Z q)_+|`` (S,) for directions (k, S)."""
         T = sum(Lambda[rows].T @ self.hidden(directions.T, None, rows) for rows in self.slices())
-        return np.linalg.norm(as_numpy(T), axis=0)
+        return np.linalg.norm(self.shards.total(as_numpy(T)), axis=0)
 
     def pattern_keys(self, directions: np.ndarray) -> np.ndarray:
-        """Return a bit a row for each direction (m, k), packed (m, bytes): where ``Z q > 0``."""
+        """Return bytes (m, any), equal for directions (m, k) with ``Z q > 0`` on equal rows.
+
+        A bit a row; of rows that are elsewhere, a hash of these bits.
+        """
         Q = like(directions.T, self.Z)
         packed = [np.packbits(as_numpy(Z @ Q > 0), axis=0).T for _, Z in self.blocks()]
-        return np.hstack(packed)
+        keys = np.hstack(packed)
+        if self.shards.size == 1:
+            return keys
+        hashes = [hashlib.blake2b(key.tobytes(), digest_size=16).digest() for key in keys]
+        parts = self.shards.parts(np.frombuffer(b"".join(hashes), dtype=np.uint8))
+        return np.hstack([part.reshape(len(keys), 16) for part in parts])
 
     def constant(self) -> np.ndarray:
         """Return the intercept (C,) of the best network without hidden units."""
         if not self.fit_intercept:
             return np.zeros(self.n_outputs)
-        return as_numpy(self.loss.constant_fit(self.Y, self.p))
+        nothing = array_namespace(self.Y).zeros_like(self.Y)
+        return as_numpy(optimal_intercept(self.loss, nothing, self.Y, self.p, shards=self.shards))
 
     def with_best_intercept(self, neurons: Neurons) -> tuple[Neurons, Array]:
         """Return the neurons with the optimal b, and the fit (n, C) including it."""
@@ -226,13 +241,17 @@ class Problem:
         if not self.fit_intercept:
             return neurons, F
         b = like(neurons.intercept, F)
-        b = b + optimal_intercept(self.loss, F + b, self.Y, self.p)
+        b = b + optimal_intercept(self.loss, F + b, self.Y, self.p, shards=self.shards)
         return replace(neurons, intercept=as_numpy(b)), F + b
+
+    def mean_loss(self, F: Array) -> float:
+        """Return the mean loss of the fit F (n, C)."""
+        return float(self.shards.total(self.loss.value(F, self.Y, self.p)))
 
     def objective(self, neurons: Neurons) -> float:
         """Return the mean loss plus ``alpha`` times the mass, at the neurons' own b."""
         F = self.fit_without_intercept(neurons) + like(neurons.intercept, self.Y)
-        return float(self.loss.value(F, self.Y, self.p)) + self.alpha * neurons.mass
+        return self.mean_loss(F) + self.alpha * neurons.mass
 
     def dual_point(self, F: Array) -> Array:
         """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C)."""
@@ -322,7 +341,7 @@ class Problem:
         certificate : Certificate
         """
         neurons, F = self.with_best_intercept(neurons)
-        primal = float(self.loss.value(F, self.Y, self.p)) + self.alpha * neurons.mass
+        primal = self.mean_loss(F) + self.alpha * neurons.mass
         if Lambda is None:
             Lambda = self.dual_point(F)
         if largest_correlation is None:
@@ -342,7 +361,7 @@ class Problem:
         scale = 1.0
         if largest_correlation > self.alpha:
             scale = self.alpha / largest_correlation
-        return -float(self.loss.conjugate(-scale * Lambda, self.Y, self.p))
+        return -float(self.shards.total(self.loss.conjugate(-scale * Lambda, self.Y, self.p)))
 
     def _largest_correlation(self, Lambda: np.ndarray) -> float:
         if self.gates is None:

@@ -24,7 +24,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from sklearn_convexbn._arrays import Array
+from sklearn_convexbn._arrays import Array, as_numpy
 from sklearn_convexbn._hidden_layer import HiddenLayer
 
 #: Searches of more rows than this are steered by a random subset of so many.
@@ -196,9 +196,9 @@ def distinct_violators(
 
 
 def _rows(layer: HiddenLayer, rows: np.ndarray) -> np.ndarray:
-    """Return some rows of Z (*rows.shape, k)."""
+    """Return some rows of Z (*rows.shape, k), by their numbers."""
     index = torch.as_tensor(rows, device=layer.Z.device)
-    return layer.Z[index].double().cpu().numpy()
+    return layer.shards.entries(layer.Z, index).double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,13 @@ class _Dual:
 
     @classmethod
     def of(cls, layer: HiddenLayer, Lambda: Tensor) -> _Dual:
-        return cls(layer, Lambda, (Lambda / max(float(Lambda.abs().max()), 1e-300)).float())
+        largest = layer.shards.maximum(float(Lambda.abs().max()))
+        return cls(layer, Lambda, (Lambda / max(largest, 1e-300)).float())
+
+    def take(self, index: Tensor) -> _Dual:
+        """Return the dual point on some of all rows, by their numbers; it has these rows here."""
+        parts = (self.layer.shards.entries(a, index) for a in (self.Lambda, self.scaled))
+        return _Dual(self.layer.take(index), *parts)
 
     def ascended(self, starts: Tensor, first: Tensor | float, n_steps: int) -> Tensor:
         """Return unit directions (k, S), float64, that ascent from starts (k, S) ends in."""
@@ -255,6 +261,15 @@ class Search:
     random_state: np.random.RandomState
     maxima: np.ndarray | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        # Few rows that are spread over processes are gathered: searches on all of them everywhere
+        # cost less than adding up.
+        self._shards, n = self.layer.shards, self.layer.n_rows
+        self._gathered: Tensor | None = None
+        if self._shards.size > 1 and n <= STEERING_ROWS:
+            self._gathered = torch.arange(n, device=self.layer.Z.device)
+            self.layer = self.layer.take(self._gathered)
+
     def __call__(
         self,
         Lambda: Array,
@@ -294,7 +309,7 @@ class Search:
         directions : ndarray of shape (k, S)
             Unit columns.
         """
-        whole = _Dual.of(self.layer, torch.as_tensor(Lambda, device=self.layer.Z.device))
+        whole = self._dual(Lambda)
         part = self._subset(whole)
         starts, first = map(self._tensor, self._starts(units, n_starts))
         if steered and part is not whole:
@@ -311,22 +326,38 @@ class Search:
             found = whole.ascended(starts, CIRCLE_STEP, n_steps)
             values = np.concatenate([values, whole.values(found)])
             directions = np.hstack([directions, found.cpu().numpy()])
+        values, directions = self._shards.agreed((values, directions))
         self._remember(values, directions, units)
         return values, directions
 
+    def _dual(self, Lambda: Array) -> _Dual:
+        """Return the dual point (n, C), on the rows that are searched."""
+        Lambda = torch.as_tensor(Lambda, device=self.layer.Z.device)
+        if self._gathered is not None:
+            Lambda = self._shards.entries(Lambda, self._gathered)
+        return _Dual.of(self.layer, Lambda)
+
+    def gathered(self, Lambda: Array) -> tuple[np.ndarray, np.ndarray]:
+        """Return Z (n, k) and a dual point (n, C) on all rows, which must be few, as arrays."""
+        dual = self._dual(Lambda)
+        return as_numpy(dual.layer.Z), as_numpy(dual.Lambda)
+
     def _subset(self, whole: _Dual) -> _Dual:
-        """Return the dual point on a random subset of the rows, or on all if they are few."""
-        n = self.layer.shape[0]
+        """Return the dual point on a random subset of the rows, or on all if they are few.
+
+        All rows of the subset are in this process.
+        """
+        n = self.layer.n_rows
         if n <= STEERING_ROWS:
             return whole
         rows = self.random_state.randint(n, size=STEERING_ROWS)
         index = torch.as_tensor(np.sort(rows), device=self.layer.Z.device)
-        return _Dual(self.layer.take(index), whole.Lambda[index], whole.scaled[index])
+        return whole.take(index)
 
     def _starts(self, units: np.ndarray, n_starts: int) -> tuple[np.ndarray, np.ndarray]:
         """Return starts (k, S) and the lengths (S,) of their first steps."""
         n_far = n_starts // 2
-        n, k = self.layer.shape
+        n, k = self.layer.n_rows, self.layer.shape[1]
         n_near, n_rows = n_starts - n_far, min(k - 1, VERTEX_ROWS)
         rows = self.random_state.randint(n, size=(n_near, n_rows))
         parts = [
@@ -350,7 +381,7 @@ class Search:
         off few rows would hardly be drawn. The row is picked by the offset's own quantile.
         """
         moved = directions.copy()
-        rows = (special.ndtr(moved[-1, ::2]) * self.layer.shape[0]).astype(np.intp)
+        rows = (special.ndtr(moved[-1, ::2]) * self.layer.n_rows).astype(np.intp)
         through = _rows(self.layer, rows)[:, :-1]
         moved[-1, ::2] = -np.einsum("ks,sk->s", moved[:-1, ::2], through)
         return moved

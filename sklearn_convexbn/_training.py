@@ -164,14 +164,21 @@ def state_problem(
     `compact` stores the whitened rows in float32 where they are many and outnumber their columns.
     """
     rows = data.rows.on_cpu() if rows is None else rows
-    whitening = whitening_of(rows, data.weights, n_components=n_components, shrinkage=shrinkage)
-    n, k = len(rows), whitening.n_components + 1
-    check_rows_fit(n, k)
+    whitening = whitening_of(
+        rows,
+        data.weights,
+        n_components=n_components,
+        shrinkage=shrinkage,
+        shards=data.shards,
+    )
+    k = whitening.n_components + 1
+    check_rows_fit(len(rows), k)
+    n = data.shards.total(float(len(rows)))  # what all processes decide alike by
     Z = whitening.transform(rows, compact=compact and n * k >= COMPACT_NUMBERS and n >= 2 * k)
     problem = Problem(
         Z=Z,
         Y=like(data.Y, Z),
-        p=like(data.weights / data.weights.sum(), Z),
+        p=like(data.weights / data.shards.total(data.weights.sum()), Z),
         loss=data.loss,
         alpha=alpha,
         fit_intercept=fit_intercept,
@@ -179,6 +186,7 @@ def state_problem(
         gates=None,
         all_arrangements=False,
         spectrum=whitening.spectrum,
+        shards=data.shards,
     )
     return problem, whitening
 
@@ -219,7 +227,7 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     # The pursuit, which "auto" means for ReLU unless rows are few, computes where the rows are and
     # reads them in float32; the other solvers begin with NumPy arrays in float64.
     n, d = data.rows.shape
-    pursued = _is_pursuit(settings) and n > 2 * d
+    pursued = data.shards.size > 1 or (_is_pursuit(settings) and n > 2 * d)
     problem, whitening = state_problem(
         data,
         rows=data.rows.to(_torch_device(settings)) if pursued else None,
@@ -276,6 +284,8 @@ def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Sol
         chosen = solvers.make_solver(solver) if named else clone(solver)
         solvers.check_supported(chosen, problem)
         return chosen
+    if problem.shards.size > 1:
+        return solvers.make_solver("pursuit")
     closed_form = solvers.make_solver("closed_form")
     if not closed_form.unsupported(problem):
         return closed_form
@@ -289,9 +299,33 @@ def _torch_device(settings: TrainingSettings) -> str | None:
 
 def _is_pursuit(settings: TrainingSettings) -> bool:
     """Return whether a problem of many rows goes to the pursuit, which reads float32 rows."""
-    if settings.solver == "auto":
-        return settings.activation == "relu"
-    return settings.solver == "pursuit" or isinstance(settings.solver, solvers.Pursuit)
+    return _names_pursuit(settings.solver, settings.activation)
+
+
+def _names_pursuit(solver: str | solvers.Solver, activation: str) -> bool:
+    if isinstance(solver, str):
+        return solver == "pursuit" or (solver == "auto" and activation == "relu")
+    return isinstance(solver, solvers.Pursuit)
+
+
+def check_for_shards(values: dict[str, Any]) -> None:
+    """Refuse parameters that a fit to rows on several processes cannot have.
+
+    Raises
+    ------
+    ValueError
+    """
+    solver, activation, seed = (values[n] for n in ("solver", "activation", "random_state"))
+    if activation != "relu" or not _names_pursuit(solver, activation):
+        raise ValueError(
+            "Inside row_shards the solver is the pursuit, for activation='relu'. Got "
+            f"solver={solver!r} and activation={activation!r}."
+        )
+    if not (seed is None or isinstance(seed, Integral)):
+        raise ValueError(
+            "Inside row_shards random_state must be an int or None, which all processes draw the "
+            f"same numbers from. Got {seed!r}."
+        )
 
 
 def with_arrangements(

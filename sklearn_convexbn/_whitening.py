@@ -24,6 +24,7 @@ from sklearn_convexbn._arrays import (
     on_device,
 )
 from sklearn_convexbn._rows import BLOCK_NUMBERS, Rows
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: The decomposition is randomized where the smaller side of X is at least this size and at least
 #: this many times the number of components; so many more directions than asked for take part
@@ -130,19 +131,22 @@ def whitening_of(
     *,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
+    shards: Shards = ALL_HERE,
 ) -> Whitening:
     """Return the whitening of :func:`whiten` without the whitened rows.
 
-    Where X is large and `n_components` a small number (and nothing is shrunk), the leading
-    directions come from a randomized singular value decomposition, an approximation; the rows
-    are whitened exactly in the directions that are found. All singular values are then not known.
+    It is that of the rows of all `shards`. Where X is large and `n_components` a small number (and
+    nothing is shrunk), the leading directions come from a randomized singular value decomposition,
+    an approximation; the rows are whitened exactly in the directions that are found. All singular
+    values are then not known.
     """
-    centred = _Centred.of(X if isinstance(X, Rows) else Rows(X), weights)
-    randomized = _is_randomized(centred.rows.shape, n_components, shrinkage)
+    centred = _Centred.of(X if isinstance(X, Rows) else Rows(X), weights, shards)
+    randomized = _is_randomized(centred.shape, n_components, shrinkage)
     if randomized:
         s, V = _leading_directions(centred, int(n_components))  # type: ignore[arg-type]
     else:
         s, V = _principal_directions(centred)
+    s, V = shards.agreed((s, V))
     variances = s**2
     total = centred.variance if randomized else variances.sum()
     ratio = variances / total if s.size else variances
@@ -168,6 +172,7 @@ class _Centred:
 
     `noise` is the size of X beside that of the centred rows: rounding in X - mean is relative to
     the former. `variance` is the total variance and `fourth` the mean fourth power of the length.
+    These and `shape` are of the rows of all shards.
     """
 
     rows: Rows
@@ -178,39 +183,46 @@ class _Centred:
     noise: float
     variance: float
     fourth: float
+    shape: tuple[int, int]
+    shards: Shards
 
     @classmethod
-    def of(cls, rows: Rows, weights: np.ndarray) -> _Centred:
-        total = float(weights.sum())
+    def of(cls, rows: Rows, weights: np.ndarray, shards: Shards) -> _Centred:
+        total = shards.total(float(weights.sum()))
         p = like(weights / total, rows.example)
         if rows.stay_sparse:
-            return cls._of_sparse(rows, p, total)
-        mean = sum(p[block] @ X for block, X in rows.blocks())
+            return cls._of_sparse(rows, p, total, shards)
+        mean = shards.total(sum(p[block] @ X for block, X in rows.blocks()))
         size = largest = 0.0
         for _, X in rows.blocks():
             size = max(size, float(abs(X - mean).max()))
             largest = max(largest, float(abs(X).max()))
-        size = size or 1.0
+        size, largest = shards.maximum(size) or 1.0, shards.maximum(largest)
         variance = fourth = 0.0
         for block, X in rows.blocks():
             squares = (((X - mean) / size) ** 2).sum(axis=1)
             variance += float(p[block] @ squares)
             fourth += float(p[block] @ squares**2)
-        return cls(rows, p, total, mean, size, largest / size, variance, fourth)
+        variance, fourth, n = shards.totals(variance, fourth, float(len(rows)))
+        shape, noise = (int(n), rows.shape[1]), largest / size
+        return cls(rows, p, total, mean, size, noise, variance, fourth, shape, shards)
 
     @classmethod
-    def _of_sparse(cls, rows: Rows, p: np.ndarray, total: float) -> _Centred:
+    def _of_sparse(cls, rows: Rows, p: np.ndarray, total: float, shards: Shards) -> _Centred:
         """Do the same without subtracting the mean from rows."""
-        mean = rows.transposed_dot(p[:, None])[:, 0]
-        largest = max(abs(rows.X.min()), abs(rows.X.max()))
-        size = float(max(largest, np.abs(mean).max())) or 1.0
+        mean = shards.total(rows.transposed_dot(p[:, None])[:, 0])
+        largest = float(max(abs(rows.X.min()), abs(rows.X.max())))
+        size = shards.maximum(max(largest, float(np.abs(mean).max()))) or 1.0
+        largest = shards.maximum(largest)
         variance = fourth = 0.0
         for block, X in rows.multipliable(0):
             squares = X.multiply(X).sum(axis=1) - 2.0 * (X @ mean) + mean @ mean
             squares = np.maximum(squares, 0.0) / size**2
             variance += float(p[block] @ squares)
             fourth += float(p[block] @ squares**2)
-        return cls(rows, p, total, mean, size, largest / size, variance, fourth)
+        variance, fourth, n = shards.totals(variance, fourth, float(len(rows)))
+        shape, noise = (int(n), rows.shape[1]), largest / size
+        return cls(rows, p, total, mean, size, noise, variance, fourth, shape, shards)
 
     def weighted(self, rows: slice) -> Array:
         """Return centred rows times the square roots of their weights (rows, d)."""
@@ -223,7 +235,7 @@ class _Centred:
     def transposed_dot(self, W: Array) -> Array:
         """Return the product (d, m) of the transpose of :meth:`weighted` with W (n, m)."""
         W = W * (self.p**0.5 / self.size)[:, None]
-        return self.rows.transposed_dot(W) - self.mean[:, None] * W.sum(axis=0)
+        return self.shards.total(self.rows.transposed_dot(W) - self.mean[:, None] * W.sum(axis=0))
 
     def factor(self) -> np.ndarray:
         """Return a matrix (at most d, d) with the singular values and right vectors of all rows.
@@ -231,6 +243,12 @@ class _Centred:
         That is the triangle of a QR factorization, updated block by block, or the rows
         themselves where they are fewer than d.
         """
+        factor = self.shards.joined(self._factor_here())
+        return (
+            factor if self.shards.size == 1 or len(factor) <= factor.shape[1] else _triangle(factor)
+        )
+
+    def _factor_here(self) -> np.ndarray:
         n, d = self.rows.shape
         if n <= d:
             return as_numpy(self.weighted(slice(0, n)))
@@ -239,6 +257,16 @@ class _Centred:
             block = self.weighted(slice(start, min(start + step, n)))
             R = _triangle(block if R is None else array_namespace(R).concatenate([R, block]))
         return as_numpy(R)
+
+
+def _orthonormal(W: Array, shards: Shards) -> Array:
+    """Return an orthonormal basis of the columns of W (n, m), whose rows may be spread."""
+    Q, R = array_namespace(W).linalg.qr(W)
+    if shards.size == 1:
+        return Q
+    top = np.linalg.qr(shards.joined(as_numpy(R)))[0]
+    start = shards.offset(len(R))
+    return Q @ like(top[start : start + len(R)], Q)
 
 
 def _triangle(A: Array) -> Array:
@@ -262,15 +290,16 @@ def _leading_directions(centred: _Centred, k: int) -> tuple[np.ndarray, np.ndarr
     Randomized subspace iteration (Halko, Martinsson and Tropp, "Finding structure with
     randomness", SIAM Review 2011), with a fixed seed: the same for the same rows.
     """
-    d = centred.rows.shape[1]
+    d = centred.shape[1]
     V = np.random.default_rng(0).standard_normal((d, k + OVERSAMPLING))
     V = like(V, centred.p)
     qr = array_namespace(V).linalg.qr
     for _ in range(SUBSPACE_ITERATIONS):
-        V = qr(centred.transposed_dot(qr(centred.dot(V))[0]))[0]
-    _, s, rotation = linalg.svd(as_numpy(_triangle(centred.dot(V))))
+        V = qr(centred.transposed_dot(_orthonormal(centred.dot(V), centred.shards)))[0]
+    factor = centred.shards.joined(as_numpy(_triangle(centred.dot(V))))
+    _, s, rotation = linalg.svd(_triangle(factor))
     V = as_numpy(V)
-    rank = int(np.count_nonzero(s > np.finfo(float).eps * max(centred.rows.shape) * s[0]))
+    rank = int(np.count_nonzero(s > np.finfo(float).eps * max(centred.shape) * s[0]))
     return s[: min(k, rank)], _signed((V @ rotation.T)[:, : min(k, rank)])
 
 
@@ -282,7 +311,7 @@ def _principal_directions(centred: _Centred) -> tuple[np.ndarray, np.ndarray]:
     rounding level, relative to the largest one or to the data that were centred, are not part
     of the rank.
     """
-    n, d = centred.rows.shape
+    n, d = centred.shape
     if min(n, d) == 0:
         return np.zeros(0), np.zeros((d, 0))
     A = centred.factor()

@@ -177,7 +177,8 @@ def run(
             print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
         converged = certificate.gap <= settings.tol
         reason = "stalled" if iterate.stalled else ""
-        if monitor is not None and monitor.end_round(_result(best, rows, converged)):
+        stop = monitor is not None and monitor.end_round(_result(best, rows, converged))
+        if problem.shards.maximum(float(stop)):
             reason = "callback"
     if best is None:
         raise RuntimeError(f"solver={solver.name!r} returned no network.")

@@ -68,10 +68,14 @@ def lasso_refit(
         Zero without an intercept.
     """
 
+    total = A.shards.total
+
     def fit(v: Tensor) -> tuple[Tensor, Tensor, float]:
         F = A.fit(v)
-        b = optimal_intercept(loss, F, Y, p) if fit_intercept else torch.zeros_like(F[0])
-        value = float(loss.value(F + b, Y, p)) + alpha * float(v.abs().sum())
+        b = torch.zeros_like(F[0])
+        if fit_intercept:
+            b = optimal_intercept(loss, F, Y, p, shards=A.shards)
+        value = float(total(loss.value(F + b, Y, p))) + alpha * float(v.abs().sum())
         return F + b, b, value
 
     v = start_weights
@@ -82,7 +86,7 @@ def lasso_refit(
         G = loss.gradient(F, Y, p)
         slopes = A.correlations(G)
         scale = min(1.0, alpha / max(float(slopes.abs().amax()), 1e-300))
-        dual = -float(loss.conjugate(scale * G, Y, p))
+        dual = -float(total(loss.conjugate(scale * G, Y, p)))
         if value - dual <= tol * abs(value):
             break
         H = _hessian(A, loss.hessian(F, Y, p)[:, 0, 0], fit_intercept)
@@ -105,7 +109,7 @@ def _hessian(A: Activations, h: Tensor, centred: bool) -> np.ndarray:
     H = A.gram(h[:, None])[0]
     if centred:
         mean = A.means(h)
-        H = H - mean[:, None] * (mean / h.sum().clamp_min(1e-300))
+        H = H - mean[:, None] * (mean / A.shards.total(h.sum()).clamp_min(1e-300))
     return H.cpu().numpy()
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sklearn_convexbn._hidden_layer import Activations
 from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
+from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
@@ -62,8 +63,13 @@ class _Program:
     alpha: float
     fit_intercept: bool
 
+    def total(self, a: Tensor) -> Tensor:
+        """Return a sum over rows, completed by those of other processes."""
+        return self.A.shards.total(a)
+
     def objective(self, V: Tensor, F: Tensor) -> float:
-        return float(self.loss.value(F, self.Y, self.p) + self.alpha * V.norm(dim=1).sum())
+        fit = self.total(self.loss.value(F, self.Y, self.p))
+        return float(fit + self.alpha * V.norm(dim=1).sum())
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def multi_output_refit(
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
     # Targets that are fitted exactly have the optimum zero, up to rounding.
-    floor = max(1e-12 * float(loss.value(torch.zeros_like(Y), Y, p)), 1e-300)
+    floor = max(1e-12 * float(program.total(loss.value(torch.zeros_like(Y), Y, p))), 1e-300)
     bound, slow = best.dual, 0
     for _ in range(MAX_ROUNDS):
         old, old_bound = best.value, bound
@@ -149,9 +155,11 @@ def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
     gradient = program.A.correlations(G)
     largest = float(gradient.norm(dim=1).max()) if len(gradient) else 0.0
     U = G * min(1.0, alpha / max(largest, 1e-300))
-    dual = float((U.sum(dim=0) * b).sum() - loss.conjugate(U, Y, p))
-    if program.fit_intercept and float(G.sum(dim=0).abs().max()) > 1e-10 * float(G.abs().sum()):
-        dual = -float("inf")  # columns have to sum to zero when b is free
+    dual = float(program.total((U.sum(dim=0) * b).sum() - loss.conjugate(U, Y, p)))
+    if program.fit_intercept:
+        slope, size = program.A.shards.totals(G.sum(dim=0), G.abs().sum())
+        if float(slope.abs().max()) > 1e-10 * float(size):
+            dual = -float("inf")  # columns have to sum to zero when b is free
     return _Point(V, b, F, program.objective(V, F), gradient, dual)
 
 
@@ -160,11 +168,11 @@ def _best_shift(program: _Program, F: Tensor) -> Tensor:
     loss, Y, p, b = program.loss, program.Y, program.p, torch.zeros_like(F[0])
     for _ in range(5):
         G = loss.gradient(F + b, Y, p)
-        slope = G.sum(dim=0)
-        if float(slope.abs().max()) <= 1e-14 * float(G.abs().sum()):
+        slope, size = program.A.shards.totals(G.sum(dim=0), G.abs().sum())
+        if float(slope.abs().max()) <= 1e-14 * float(size):
             return b
-        b = b - _summed_inverse(*_row_hessians(program, F + b)) @ slope
-    return optimal_intercept(loss, F, Y, p)
+        b = b - _summed_inverse(*_row_hessians(program, F + b), program.A.shards) @ slope
+    return optimal_intercept(loss, F, Y, p, shards=program.A.shards)
 
 
 def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,9 +189,9 @@ def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
     return program.loss.hessian(F, program.Y, program.p)[:, :, 0], torch.zeros_like(F)
 
 
-def _summed_inverse(D: Tensor, U: Tensor) -> Tensor:
+def _summed_inverse(D: Tensor, U: Tensor, shards: Shards = ALL_HERE) -> Tensor:
     """Return the pseudoinverse (C, C) of the sum of the row Hessians."""
-    total = torch.diag(D.sum(dim=0)) - U.T @ U
+    total = shards.total(torch.diag(D.sum(dim=0)) - U.T @ U)
     return torch.linalg.pinv(total, atol=1e-200, rtol=1e-12, hermitian=True)
 
 
@@ -270,7 +278,7 @@ def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
     H = A.gram(W)
     if not program.fit_intercept:
         return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha)
-    total = W.sum(dim=0).clamp_min(1e-300).unsqueeze(1)
+    total = program.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
     means = A.correlations(W).T / total
     H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
     return _Metric(H, means, program.alpha)
@@ -351,13 +359,13 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
     size = norms[rows].unsqueeze(1)
     A, unit, stiffness = program.A.columns(rows), point.V[rows] / size, program.alpha / size
     diagonal, root = _row_hessians(program, point.F)
-    inverse = _summed_inverse(diagonal, root) * float(program.fit_intercept)
+    inverse = _summed_inverse(diagonal, root, A.shards) * float(program.fit_intercept)
 
     def curved(change: Tensor) -> Tensor:
         return diagonal * change - root * (root * change).sum(dim=1, keepdim=True)
 
     def intercept(change: Tensor) -> Tensor:
-        return -inverse @ curved(change).sum(dim=0)
+        return -inverse @ program.total(curved(change).sum(dim=0))
 
     def hessian(D: Tensor) -> Tensor:
         change = A.fit(D)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn._arrays import Array, as_numpy, is_tensor
+from sklearn_convexbn._arrays import Array, is_tensor
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -88,8 +88,11 @@ class Pursuit(Solver):
         training = _TorchProblem(problem, settings.device)
         search = Search(training.layer, settings.random_directions, settings.random_state)
         neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
+        neurons = problem.shards.agreed(neurons)
         neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
         while True:
+            # Processes decide alike, as they see the same sums; this makes sure once a round.
+            neurons = problem.shards.agreed(neurons)
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
             found = self._search(problem, neurons, Lambda, search, settings)
@@ -134,9 +137,9 @@ class Pursuit(Solver):
         found = found.joined(*fine)
         if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
-        n, k = problem.Z.shape
+        n, k = search.layer.n_rows, problem.Z.shape[1]
         if is_affordable(n, k, problem.n_outputs):
-            value, q = largest_correlation(as_numpy(problem.Z), as_numpy(Lambda))
+            value, q = largest_correlation(*search.gathered(Lambda))
             return replace(found.joined(np.array([value]), q[:, None]), proven=True)
         more = search(
             Lambda,
@@ -191,7 +194,7 @@ class _TorchProblem:
 
         if is_tensor(problem.Z):
             device = problem.Z.device
-        self.layer = HiddenLayer(torch.as_tensor(problem.Z, device=device))
+        self.layer = HiddenLayer(torch.as_tensor(problem.Z, device=device), problem.shards)
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
         self.problem = problem
