@@ -88,7 +88,7 @@ def test_imports_point_downwards(path):
 
 
 def public_objects():
-    for name in ("alpha_max", "certify", "convexbn_path"):
+    for name in ("alpha_max", "certify", "convexbn_path", "row_shards"):
         yield f"sklearn_convexbn.{name}"
     for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
         yield f"sklearn_convexbn.{name}"
