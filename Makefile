@@ -42,6 +42,7 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bench_gated.py
+	$(BIN)/python benchmarks/bench_lists.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -28,7 +28,7 @@ are left out.
 
 from __future__ import annotations
 
-from bench_gated import data_folder, environment  # first: it sets the number of threads
+import _suite  # noqa: F401 - first: it sets the number of threads
 
 # isort: split
 import argparse
@@ -48,8 +48,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn import datasets
+from _suite import data
+from _suite.circumstances import circumstances, environment
+from _suite.data import Array
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn._arrangements import distinct_gates, random_directions
@@ -65,7 +66,6 @@ from sklearn_convexbn.solvers._pursuit import (
     Pursuit,
 )
 
-Array = NDArray[np.float64]
 clock = time.process_time
 MAX_ROUNDS = 200  # the estimators' default
 
@@ -103,15 +103,11 @@ CASES = (
 
 def load(case: Case) -> tuple[Array, Array]:
     """Return inputs (n, d) and targets (n, C): of unit variance, 0/1 or one-hot."""
-    if hasattr(datasets, f"load_{case.data}"):
-        X, y = getattr(datasets, f"load_{case.data}")(return_X_y=True)
-    else:
-        with np.load(data_folder() / "uci" / f"{case.data}.npz") as file:
-            X, y = file["X"], file["y"]
+    X, y = data.load(case.data)
     if case.loss == "softmax":
-        return np.asarray(X, float), np.eye(y.max() + 1)[y]
+        return X, np.eye(int(y.max()) + 1)[y.astype(int)]
     y = (y - y.mean()) / y.std() if case.loss == "squared" else y
-    return np.asarray(X, float), np.asarray(y, float)[:, None]
+    return X, y[:, None]
 
 
 def chosen_cases(names: Sequence[str] | None) -> list[Case]:
@@ -120,9 +116,7 @@ def chosen_cases(names: Sequence[str] | None) -> list[Case]:
     for case in CASES:
         if names and not {case.data, case.name} & set(names):
             continue
-        if hasattr(datasets, f"load_{case.data}") or (
-            (data_folder() / "uci" / f"{case.data}.npz").is_file()
-        ):
+        if data.has(case.data):
             cases.append(case)
         else:
             print(f"note: no uci/{case.data}.npz in the data folder; {case.name} is left out")
@@ -564,8 +558,7 @@ def lists_words(
 
 def write_results(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write the report with its circumstances, and the numbers behind it."""
-    facts = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d")}
-    facts |= environment()
+    facts = circumstances()
     ending = "\n".join(["\n## Circumstances\n", *(f"- {k}: {v}" for k, v in facts.items())])
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"bench_pursuit_{options.table}.md"

@@ -14,8 +14,9 @@ import pytest
 import torch
 from scipy import optimize
 from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import solvers
+from sklearn_convexbn import ConvexBNRegressor, solvers
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._problem import Problem
 from sklearn_convexbn.solvers import _arrangement_program, _interior_point, _interior_step
@@ -404,3 +405,14 @@ def test_projection_meets_its_optimality_conditions(n, k):
     np.testing.assert_allclose(((Q - C) * Q).sum(axis=1), 0.0, atol=1e-11)
     for t, c, q in zip(T, C, Q, strict=True):
         assert optimize.nnls((t[:, None] * Z).T, q - c)[1] <= 1e-9
+
+
+@pytest.mark.parametrize("tol", [1e-11, 1e-13])
+def test_an_accuracy_beyond_rounding_ends_with_a_network_or_a_warning(tol):
+    """Newton steps at such accuracies have overflowed on this program."""
+    X, y = load_diabetes(return_X_y=True)
+    model = ConvexBNRegressor(0.003, solver="fista", n_gates=15, tol=tol, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y)
+    assert model.dual_gap_ <= 1e-9

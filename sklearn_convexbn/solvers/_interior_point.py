@@ -8,6 +8,7 @@ search. Long lists are solved on a working set that grows by the most violated c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,8 +117,12 @@ def _interior_points(
     near = False
     while True:
         for _ in range(2 if near else STEPS_A_ROUND):
+            before = deepcopy(point)
             newton_step(part, point, work)
             objective = part.value(part.fit(point.s) + point.b, point.s)
+            if not np.isfinite(objective):  # steps at the end of float64's accuracy may overflow
+                yield before, True
+                return
             accurate = point.gap <= 0.5 * target * objective
             near = accurate and point.theta < 1e-3 and point.residual < 1e-2
             if point.stalled or near:
