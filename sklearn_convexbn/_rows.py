@@ -44,7 +44,12 @@ class Rows:
     """
 
     def __init__(self, X: Any, index: np.ndarray | None = None, device: str | None = None) -> None:
-        self.X = X.tocsr() if sparse.issparse(X) else X
+        if sparse.issparse(X):
+            X = X.tocsr()
+            if not X.has_canonical_format:  # entries given in parts belong together
+                X = X.copy()
+                X.sum_duplicates()
+        self.X = X
         self.index = index
         self.device = device
 

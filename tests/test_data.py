@@ -180,3 +180,11 @@ def test_balanced_class_weights_are_those_of_scikit_learn():
     expected = compute_class_weight("balanced", classes=np.arange(3), y=counted)
     np.testing.assert_allclose(balanced_class_weights(codes, repeats, 3), expected)
     assert np.ptp(expected) > 0.1
+
+
+def test_sparse_entries_given_in_parts_are_their_sums():
+    X = np.array([[3.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    parts = sparse.csr_array(([1.0, 2.0, 3.0, 1.0], [0, 0, 0, 1], [0, 2, 3, 4]), shape=(3, 2))
+    y, before = np.zeros(3), parts.nnz
+    assert _bits(canonical_data(parts, y)) == _bits(canonical_data(X, y))
+    assert parts.nnz == before
