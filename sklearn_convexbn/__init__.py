@@ -7,6 +7,7 @@ of networks trained elsewhere.
 """
 
 from sklearn_convexbn._certify import certify
+from sklearn_convexbn._convolution import ConvexBNConvClassifier, ConvexBNConvRegressor
 from sklearn_convexbn._displays import (
     ConvergenceDisplay,
     RegularizationPathDisplay,
@@ -23,6 +24,8 @@ __all__ = [
     "ConvergenceDisplay",
     "ConvexBNClassifier",
     "ConvexBNClassifierCV",
+    "ConvexBNConvClassifier",
+    "ConvexBNConvRegressor",
     "ConvexBNRegressor",
     "ConvexBNRegressorCV",
     "RegularizationPathDisplay",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
 from sklearn_convexbn._encoding import ACCEPTED_X, TrainingData
 from sklearn_convexbn._network import Network, forward, to_torch
+from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
@@ -146,20 +148,31 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
             self.batch_norm_,
             getattr(self, "gates_", None),
             self.n_components_,
+            self._cut(),
         )
+
+    def _cut(self) -> Patches | None:
+        """Return how rows are cut into patches, None for dense networks."""
+        return None
+
+    def _flattened(self, X: Any, *, reset: bool) -> Any:
+        """Return images as rows; `reset` in a fit. Rows of dense networks stay as they are."""
+        return X
 
     def _set_fitted(self, attributes: dict[str, Any]) -> None:
         """Publish a fit."""
-        if hasattr(self, "gates_"):
-            del self.gates_
+        for name in ("gates_", "patches_"):
+            if hasattr(self, name):
+                delattr(self, name)
         for name, value in attributes.items():
             setattr(self, name, value)
 
     def _raw_predict(self, X: Any) -> Array:
         """Return the network's output (n, C), where X is."""
         check_is_fitted(self)
-        X = validate_data(self, X, **ACCEPTED_X, reset=False)
-        return forward(X, self.coefs_, self.intercepts_, getattr(self, "gates_", None))
+        X = validate_data(self, self._flattened(X, reset=False), **ACCEPTED_X, reset=False)
+        gates = getattr(self, "gates_", None)
+        return forward(X, self.coefs_, self.intercepts_, gates, self._cut())
 
     def to_torch(self, fold: bool = False) -> Any:
         """Return the fitted network as a float64 torch module in eval mode.
@@ -216,7 +229,11 @@ def fitted_attributes(trained: Trained, alpha: float, scale: float) -> dict[str,
         "shrinkage_": whitening.shrinkage,
         "weight_decay_": float(alpha) * scale,
     }
-    return attributes if network.gates is None else {**attributes, "gates_": network.gates}
+    if network.gates is not None:
+        attributes["gates_"] = network.gates
+    if network.patches is not None:
+        attributes["patches_"] = asdict(network.patches)
+    return attributes
 
 
 @contextmanager

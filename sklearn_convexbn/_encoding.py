@@ -17,6 +17,7 @@ from sklearn_convexbn._data import (
     scale_target,
 )
 from sklearn_convexbn._losses import LOSSES, Loss
+from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
@@ -44,6 +45,8 @@ class TrainingData:
         The labels of a classification target, sorted; empty for regression.
     shards : Shards
         Where the other rows are, if these are not all.
+    patches : Patches or None
+        How rows, which are images then, are cut into patches.
     """
 
     rows: Rows
@@ -53,6 +56,7 @@ class TrainingData:
     target: TargetScaling | None = None
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0))
     shards: Shards = ALL_HERE
+    patches: Patches | None = None
 
     @property
     def scale(self) -> float:

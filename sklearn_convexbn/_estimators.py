@@ -193,6 +193,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
+        X = self._flattened(X, reset=True)
         X, y = validate_data(self, X, y, **ACCEPTED_X, multi_output=True, y_numeric=True)
         y = as_numpy(y)
         self._single_output = y.ndim == 1
@@ -454,7 +455,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
-        X, y = validate_data(self, X, y, **ACCEPTED_X)
+        X, y = validate_data(self, self._flattened(X, reset=True), y, **ACCEPTED_X)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         y = as_numpy(y)

@@ -109,6 +109,11 @@ def _from_estimator(network: Any) -> Layers:
             f"certify needs activation='relu'. Got a {type(network).__name__} with "
             f"activation={network.activation!r}."
         )
+    if getattr(network, "patches_", None) is not None:
+        raise ValueError(
+            f"certify does not read networks on patches. Got a {type(network).__name__} with "
+            f"image_shape={network.image_shape!r}; its certificate_ is that of its fit."
+        )
     if len(getattr(network, "coefs_", ())) != 2:
         raise ValueError(f"{ACCEPTED} Got a {type(network).__name__} with other layers.")
     coefs, intercepts = (

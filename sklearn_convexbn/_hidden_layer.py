@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn._losses import Loss
+from sklearn_convexbn._pooling import IDENTITY, Pooling
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: Rows times units of a block: about 1 MiB in float32, the size of a core's cache. On CUDA,
@@ -39,6 +40,9 @@ class HiddenLayer:
     shards : Shards, default=ALL_HERE
         Where the other rows are, if these are not all. Sums are over all rows; arrays with an
         entry for each row are about those here.
+    pooling : Pooling, default=IDENTITY
+        Of n rows, K for each of n / K samples, to G cells. Then targets, fits and dual points have
+        an entry for each sample, and a unit has G C output weights, cell by cell.
 
     Attributes
     ----------
@@ -46,8 +50,8 @@ class HiddenLayer:
         Number of all rows.
     """
 
-    def __init__(self, Z: Tensor, shards: Shards = ALL_HERE) -> None:
-        self.Z, self.shards = Z, shards
+    def __init__(self, Z: Tensor, shards: Shards = ALL_HERE, pooling: Pooling = IDENTITY) -> None:
+        self.Z, self.shards, self.pooling = Z, shards, pooling
         self.n_rows = shards.count(len(Z))
 
     @property
@@ -56,14 +60,24 @@ class HiddenLayer:
         return self.Z.shape[0], self.Z.shape[1]
 
     def take(self, index: Tensor) -> HiddenLayer:
-        """Return the layer on some of all rows, by their numbers; it has these rows here."""
+        """Return the layer on some of all rows, by their numbers, which are not pooled.
+
+        It has these rows here.
+        """
         return HiddenLayer(self.shards.entries(self.Z, index))
+
+    def of_rows(self, Lambda: Tensor, index: Tensor) -> Tensor:
+        """Return a dual point (n / K, C) on the rows of :meth:`take`, (r, G C)."""
+        if self.pooling.is_identity:
+            return self.shards.entries(Lambda, index)
+        return self.pooling.of_rows(Lambda, index)
 
     def blocks(self, width: int) -> Iterator[slice]:
         """Yield slices of rows such that `width` numbers a row make a block."""
         kind = self.Z.device.type
         n, most = len(self.Z), BLOCK_ELEMENTS[kind] // max(1, width)
-        size = min(max(most, LEAST_ROWS), MOST_ROWS[kind])
+        K = self.pooling.n_patches
+        size = max(1, min(max(most, LEAST_ROWS), MOST_ROWS[kind]) // K) * K
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
@@ -77,44 +91,68 @@ class HiddenLayer:
             yield rows, Z, torch.mm(Z, Q, out=buffer)
 
     def fit(self, Q: Tensor, V: Tensor) -> Tensor:
-        """Return ``(Z Q)_+ V`` (n, C) for directions Q (k, m) and output weights V (m, C)."""
-        F, Vt = V.new_empty(len(self.Z), V.shape[1]), V.T.contiguous()
+        """Return ``(Z Q)_+ V``, pooled, (n / K, C), for directions Q (k, m) and V (m, G C)."""
+        Vt = self._by_cells(V)
+        F = V.new_empty(len(self.Z) // self.pooling.n_patches, len(Vt))
         for rows, _, H in self.products(Q):
-            torch.mm(H.clamp_min_(0), Vt.T, out=F[rows])
+            pooled = self.pooling.pool(H.clamp_min_(0)).flatten(1)
+            torch.mm(pooled, Vt.T, out=F[self.pooling.samples(rows)])
         return F
+
+    def _by_cells(self, V: Tensor) -> Tensor:
+        """Return output weights V (m, G C) as (C, G m)."""
+        m, G = len(V), self.pooling.n_cells
+        C = V.shape[1] // G
+        return V.reshape(m, G, C).permute(2, 1, 0).reshape(C, G * m).contiguous()
+
+    def _by_units(self, T: Tensor) -> Tensor:
+        """Return T (C, G m) as (G C, m), the transpose of what :meth:`_by_cells` is given."""
+        C, G = len(T), self.pooling.n_cells
+        return T.reshape(C, G, -1).transpose(0, 1).reshape(G * C, -1)
 
     def activations(self, Q: Tensor) -> Activations:
         """Return the activations of directions Q (k, m), stored if they are few."""
-        n, m = self.shape[0], Q.shape[1]
+        n, m = self.shape[0] // self.pooling.n_patches, Q.shape[1] * self.pooling.n_cells
         if Q.element_size() * n * m > max(STORED_BYTES, self.Z.element_size() * self.Z.numel()):
             return ComputedActivations(self, Q)
+        if not self.pooling.is_identity:
+            computed = ComputedActivations(self, Q)
+            A = Q.new_empty(*computed.shape)
+            for samples, block in computed.blocks():
+                A[samples] = block
+            return StoredActivations(A, self.shards, self.pooling.n_cells)
         A = Q.new_empty(n, m)
         for rows in self.blocks(m):
             torch.mm(self.Z[rows].to(Q.dtype), Q, out=A[rows])
         return StoredActivations(A.clamp_min_(0), self.shards)
 
     def correlations(self, Lambda: Tensor, Q: Tensor) -> Tensor:
-        """Return ``Lambda^T (Z Q)_+`` (C, S)."""
-        T = Q.new_zeros(Lambda.shape[1], Q.shape[1])
+        """Return ``Lambda^T (Z Q)_+`` (G C, S), pooled."""
+        T = Q.new_zeros(Lambda.shape[1], self.pooling.n_cells * Q.shape[1])
         for rows, _, H in self.products(Q):
-            T.addmm_(Lambda[rows].to(Q.dtype).T, H.clamp_min_(0))
-        return self.shards.total(T)
+            pooled = self.pooling.pool(H.clamp_min_(0)).flatten(1)
+            T.addmm_(Lambda[self.pooling.samples(rows)].to(Q.dtype).T, pooled)
+        return self.shards.total(self._by_units(T))
 
     def ascent(self, Lambda: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values ``|Lambda^T (Z q)_+|`` (S,) and their gradients (k, S)."""
-        gradient = torch.zeros_like(Q)
-        if Lambda.shape[1] == 1:
+        gradient, pooling = torch.zeros_like(Q), self.pooling
+        if Lambda.shape[1] * pooling.n_cells == 1:
             for rows, Z, H in self.products(Q):
-                gradient.addmm_((Lambda[rows].to(Q.dtype) * Z).T, H.gt_(0))
+                weights = pooling.spread(Lambda[pooling.samples(rows)].to(Q.dtype)[:, None])
+                gradient.addmm_((weights * Z).T, H.gt_(0))
             gradient = self.shards.total(gradient)
             T = (Q * gradient).sum(dim=0)  # homogeneous of degree one
             return T.abs(), gradient * T.sign()
         T = self.correlations(Lambda, Q)
-        directions, slopes = torch.nn.functional.normalize(T, dim=0), Q.new_empty(0)
+        directions = self._by_cells(torch.nn.functional.normalize(T, dim=0).T)
+        slopes = Q.new_empty(0, directions.shape[1])
         for rows, Z, H in self.products(Q):
-            slopes = slopes if slopes.shape == H.shape else torch.empty_like(H)
-            torch.mm(Lambda[rows].to(Q.dtype), directions, out=slopes)
-            gradient.addmm_(Z.T, slopes.mul_(H.gt_(0)))
+            G = Lambda[pooling.samples(rows)].to(Q.dtype)
+            slopes = slopes if len(slopes) == len(G) else slopes.new_empty(len(G), slopes.shape[1])
+            torch.mm(G, directions, out=slopes)
+            weights = slopes.reshape(len(G), pooling.n_cells, -1)
+            gradient.addmm_(Z.T, pooling.multiply_spread(H.gt_(0), weights))
         return torch.linalg.vector_norm(T, dim=0), self.shards.total(gradient)
 
     def loss(
@@ -125,42 +163,45 @@ class HiddenLayer:
         Parameters
         ----------
         loss : Loss
-        Y : torch.Tensor of shape (n, C)
-        p : torch.Tensor of shape (n,)
+        Y : torch.Tensor of shape (n / K, C)
+        p : torch.Tensor of shape (n / K,)
         Q : torch.Tensor of shape (k, m)
             Hidden weights; their precision is that of the products.
-        V : torch.Tensor of shape (m, C)
+        V : torch.Tensor of shape (m, G C)
         b : torch.Tensor of shape (C,)
 
         Returns
         -------
         value : float
         dQ : torch.Tensor of shape (k, m)
-        dV : torch.Tensor of shape (m, C)
+        dV : torch.Tensor of shape (m, G C)
         db : torch.Tensor of shape (C,)
         """
         # Products with few outputs are fastest with the outputs in rows.
-        Vt = V.T.contiguous()
+        Vt, pooling = self._by_cells(V), self.pooling
         dQ, dVt, db = torch.zeros_like(Q), torch.zeros_like(Vt), Y.new_zeros(len(Vt))
-        value, single, slopes = Y.new_zeros(()), len(Vt) == 1, Q.new_empty(0)
+        value, single, slopes = Y.new_zeros(()), V.shape[1] == 1, Vt.new_empty(0, Vt.shape[1])
         for rows, Z, H in self.products(Q):
-            F = torch.mm(H.clamp_min_(0), Vt.T).add_(b).to(Y.dtype)
-            part, G = loss.value_and_gradient(F, Y[rows], p[rows])
+            samples = pooling.samples(rows)
+            pooled = pooling.pool(H.clamp_min_(0)).flatten(1)
+            F = torch.mm(pooled, Vt.T).add_(b).to(Y.dtype)
+            part, G = loss.value_and_gradient(F, Y[samples], p[samples])
             value += part
             db += G.sum(dim=0)
             G = G.to(Q.dtype)
             if single:
-                dQ.addmm_((G * Z).T, H.gt_(0))
+                dQ.addmm_((pooling.spread(G[:, None]) * Z).T, H.gt_(0))
                 continue
-            slopes = slopes if slopes.shape == H.shape else torch.empty_like(H)
+            dVt.addmm_(G.T, pooled)  # before H, which it may be a view of, becomes a mask
+            slopes = slopes if len(slopes) == len(G) else slopes.new_empty(len(G), slopes.shape[1])
             torch.mm(G, Vt, out=slopes)
-            dVt.addmm_(G.T, H)
-            dQ.addmm_(Z.T, slopes.mul_(H.gt_(0)))
+            weights = slopes.reshape(len(G), pooling.n_cells, -1)
+            dQ.addmm_(Z.T, pooling.multiply_spread(H.gt_(0), weights))
         value, db, dQ, dVt = self.shards.totals(value, db, dQ, dVt)
         if single:  # the slopes of a unit are its activity times G, up to its own output weight
             dVt = (Q * dQ).sum(dim=0)[None]
             dQ *= Vt
-        return float(value), dQ, dVt.T, db
+        return float(value), dQ, self._by_units(dVt).T, db
 
     def nearest(self, Q: Tensor, count: int) -> Tensor:
         """Return the rows (count, S) whose hyperplanes are nearest to each direction (k, S).
@@ -179,10 +220,18 @@ class HiddenLayer:
 class Activations(ABC):
     """Activations (n, m) of fixed units, known by their products with other matrices.
 
-    Sums over rows are over those of all `shards`.
+    Sums over rows are over those of all `shards`. Pooled units have `cells` columns each, one after
+    the other; then m counts columns.
     """
 
     shards: Shards
+    cells: int = 1
+
+    def columns_of(self, units: Tensor) -> Tensor:
+        """Return the numbers of the columns of some of the units."""
+        if self.cells == 1:
+            return units
+        return (units[:, None] * self.cells + torch.arange(self.cells).to(units)).flatten()
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -236,20 +285,22 @@ class StoredActivations(Activations):
     ----------
     A : torch.Tensor of shape (n, m)
     shards : Shards, default=ALL_HERE
+    cells : int, default=1
+        Columns of a unit.
     """
 
-    def __init__(self, A: Tensor, shards: Shards = ALL_HERE) -> None:
-        self.A, self.shards = A, shards
+    def __init__(self, A: Tensor, shards: Shards = ALL_HERE, cells: int = 1) -> None:
+        self.A, self.shards, self.cells = A, shards, cells
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows in HiddenLayer(self.A).blocks(self.A.shape[1]):
             yield rows, self.A[rows]
 
     def columns(self, units: Tensor) -> Activations:
-        return StoredActivations(self.A[:, units], self.shards)
+        return StoredActivations(self.A[:, self.columns_of(units)], self.shards, self.cells)
 
     def centred(self, centre: Tensor) -> Activations:
-        return StoredActivations(self.A - centre, self.shards)
+        return StoredActivations(self.A - centre, self.shards, self.cells)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -269,18 +320,22 @@ class ComputedActivations(Activations):
 
     def __init__(self, layer: HiddenLayer, Q: Tensor, centre: Tensor | None = None) -> None:
         self.layer, self.Q, self.shards = layer, Q, layer.shards
-        self.centre = Q.new_zeros(Q.shape[1]) if centre is None else centre
+        self.cells = layer.pooling.n_cells
+        self.centre = Q.new_zeros(self.shape[1]) if centre is None else centre
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows, _, H in self.layer.products(self.Q):
-            yield rows, H.clamp_min_(0).sub_(self.centre)
+            pooled = self.layer.pooling.pool(H.clamp_min_(0)).transpose(1, 2).flatten(1)
+            yield self.layer.pooling.samples(rows), pooled.sub_(self.centre)
 
     def columns(self, units: Tensor) -> Activations:
-        return ComputedActivations(self.layer, self.Q[:, units], self.centre[units])
+        centre = self.centre[self.columns_of(units)]
+        return ComputedActivations(self.layer, self.Q[:, units], centre)
 
     def centred(self, centre: Tensor) -> Activations:
         return ComputedActivations(self.layer, self.Q, self.centre + centre)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.layer.shape[0], self.Q.shape[1]
+        n = self.layer.shape[0] // self.layer.pooling.n_patches
+        return n, self.Q.shape[1] * self.cells

@@ -9,6 +9,8 @@ import numpy as np
 
 from sklearn_convexbn._arrays import Array, array_namespace, like, on_device
 from sklearn_convexbn._data import TargetScaling
+from sklearn_convexbn._patches import Patches, PatchRows
+from sklearn_convexbn._pooling import pooling_window
 from sklearn_convexbn._problem import Neurons
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening
@@ -39,6 +41,9 @@ class Network:
         Weights and, in the last row, offset of each unit's gate.
     n_components : int or None
         Number of principal directions of X that the hidden units may depend on; None if unknown.
+    patches : Patches or None
+        Of a convolutional network with G cells: d values of a patch, and output weights (m G, C),
+        those of a unit together.
     """
 
     coefs: list[np.ndarray]
@@ -46,10 +51,11 @@ class Network:
     batch_norm: dict[str, np.ndarray]
     gates: np.ndarray | None = None
     n_components: int | None = None
+    patches: Patches | None = None
 
     def forward(self, X: Any) -> Array:
         """Return the output (n, C) for rows X (n, d), dense or sparse."""
-        return forward(X, self.coefs, self.intercepts, self.gates)
+        return forward(X, self.coefs, self.intercepts, self.gates, self.patches)
 
 
 def recover_network(
@@ -58,6 +64,7 @@ def recover_network(
     *,
     gates: np.ndarray | None = None,
     target: TargetScaling | None = None,
+    patches: Patches | None = None,
 ) -> Network:
     """Return the batch-normalized network of given neurons.
 
@@ -73,6 +80,8 @@ def recover_network(
         The gates that ``neurons.gates`` indexes; None for ReLU.
     target : TargetScaling, default=None
         Undone in the output layer.
+    patches : Patches, default=None
+        Of a convolutional network.
 
     Returns
     -------
@@ -99,7 +108,8 @@ def recover_network(
     if gates is not None:
         G, g0 = whitening.hidden_layer(gates[:, neurons.gates[order]].T)  # type: ignore[index]
         rows = np.vstack([G, g0])
-    return Network([W, v], [intercept, offset], batch_norm, rows, whitening.n_components)
+    coefs = [W, v.reshape(-1, len(offset))]
+    return Network(coefs, [intercept, offset], batch_norm, rows, whitening.n_components, patches)
 
 
 def neurons_of_network(
@@ -116,7 +126,8 @@ def neurons_of_network(
     list `gates` (k, P) are left out.
     """
     scale = 1.0 if target is None else target.scale
-    W, v = network.coefs[0], network.coefs[1] / scale
+    W = network.coefs[0]
+    v = network.coefs[1].reshape(W.shape[1], -1) / scale
     q = np.empty((W.shape[1], whitening.n_components + 1))
     q[:, :-1] = (whitening.components.T @ W).T * whitening.scales
     q[:, -1] = network.intercepts[0] + whitening.mean @ W
@@ -137,9 +148,15 @@ def forward(
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     gates: np.ndarray | None = None,
+    patches: Patches | None = None,
 ) -> Array:
-    """Return the network's output (n, C), where X is, for rows X (n, d): an array or `Rows`."""
+    """Return the network's output (n, C), where X is, for rows X (n, d): an array or `Rows`.
+
+    The rows are images where `patches` are given.
+    """
     rows = X if isinstance(X, Rows) else Rows(X)
+    if patches is not None:
+        return _convolved(rows, coefs, intercepts, patches)
     example = rows.example
     W, v, w0, v0 = (like(a, example) for a in (*coefs, *intercepts))
     G = None if gates is None else like(gates, example)
@@ -152,12 +169,29 @@ def forward(
     return F
 
 
+def _convolved(
+    images: Rows, coefs: list[np.ndarray], intercepts: list[np.ndarray], patches: Patches
+) -> Array:
+    """Return the output (n, C) of a convolutional network for flattened images."""
+    rows, pooling = PatchRows(images, patches), patches.pooling
+    example = rows.example
+    W, v, w0, v0 = (like(a, example) for a in (*coefs, *intercepts))
+    xp, m = array_namespace(example), W.shape[1]
+    F = xp.empty((len(images), v.shape[1]), dtype=v.dtype, **on_device(example))
+    by_cells = v.reshape(m, pooling.n_cells, -1).swapaxes(0, 1).reshape(len(v), -1)
+    for block, part in rows.multipliable(m, PREDICTED_NUMBERS):
+        pooled = pooling.pool((part @ W + w0).clip(min=0.0))
+        F[pooling.samples(block)] = pooled.reshape(len(pooled), -1) @ by_cells + v0
+    return F
+
+
 def to_torch(
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     batch_norm: dict[str, np.ndarray],
     *,
     fold: bool = False,
+    n_cells: int = 1,
 ) -> Any:
     """Return the network as a float64 ``torch.nn.Sequential`` in eval mode.
 
@@ -165,6 +199,8 @@ def to_torch(
     ----------
     fold : bool, default=False
         Whether to fold batch normalization into the first layer.
+    n_cells : int, default=1
+        Features of a unit in the last layer, where units are pooled before it.
 
     Returns
     -------
@@ -174,14 +210,14 @@ def to_torch(
     """
     import torch
 
-    if coefs[0].shape[1] == 0:
-        coefs = [np.zeros((coefs[0].shape[0], 1)), np.zeros((1, coefs[1].shape[1]))]
+    if len(intercepts[0]) == 0:
+        coefs = [np.zeros((coefs[0].shape[0], 1)), np.zeros((n_cells, coefs[1].shape[1]))]
         intercepts = [np.zeros(1), intercepts[1]]
         batch_norm = {"mean": np.zeros(1), "var": np.ones(1)}
         batch_norm |= {"scale": np.zeros(1), "shift": np.zeros(1)}
     d, m = coefs[0].shape
     C = coefs[1].shape[1]
-    output = torch.nn.Linear(m, C, dtype=torch.float64)
+    output = torch.nn.Linear(len(coefs[1]), C, dtype=torch.float64)
     hidden = torch.nn.Linear(d, m, bias=fold, dtype=torch.float64)
     with torch.no_grad():
         _assign(output.weight, coefs[1].T)
@@ -201,6 +237,46 @@ def to_torch(
         _assign(norm.running_mean, batch_norm["mean"])
         _assign(norm.running_var, var)
     return torch.nn.Sequential(hidden, norm, torch.nn.ReLU(), output).eval()
+
+
+def convolution_to_torch(
+    coefs: list[np.ndarray],
+    intercepts: list[np.ndarray],
+    batch_norm: dict[str, np.ndarray],
+    patches: Patches,
+    *,
+    fold: bool = False,
+) -> Any:
+    """Return a convolutional network as a float64 ``torch.nn.Sequential`` in eval mode.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        (Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten, Linear), without BatchNorm2d when folded.
+        An empty network is given one hidden unit of zeros.
+    """
+    import torch
+
+    dense = to_torch(coefs, intercepts, batch_norm, fold=fold, n_cells=patches.cells**2)
+    linear, output, m = dense[0], dense[-1], dense[0].out_features
+    channels, shape = patches.image_shape[2], patches.patch_shape
+    conv = torch.nn.Conv2d(
+        channels, m, shape, stride=patches.stride, bias=fold, dtype=torch.float64
+    )
+    with torch.no_grad():
+        filters = linear.weight.reshape(m, *shape, channels).permute(0, 3, 1, 2)
+        conv.weight.copy_(filters)
+        if conv.bias is not None:
+            conv.bias.copy_(linear.bias)
+    layers: list[Any] = [conv]
+    if not fold:
+        norm = torch.nn.BatchNorm2d(m, eps=BATCH_NORM_EPS, momentum=None, dtype=torch.float64)
+        norm.load_state_dict(dense[1].state_dict())
+        layers.append(norm)
+    kernel, stride = zip(*(pooling_window(n, patches.cells) for n in patches.grid), strict=True)
+    pool = torch.nn.AvgPool2d(kernel, stride)
+    layers += [torch.nn.ReLU(), pool, torch.nn.Flatten(), output]
+    return torch.nn.Sequential(*layers).eval()
 
 
 def _assign(tensor: Any, values: np.ndarray) -> None:

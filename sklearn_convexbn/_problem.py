@@ -26,6 +26,7 @@ import numpy as np
 from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
 from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, float64, like
 from sklearn_convexbn._losses import Loss, optimal_intercept
+from sklearn_convexbn._pooling import IDENTITY, Pooling
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: Rows whose activations are computed together: a multiple of eight.
@@ -40,8 +41,8 @@ class Neurons:
     ----------
     directions : ndarray of shape (m, k)
         Unit vectors q_j.
-    weights : ndarray of shape (m, C)
-        Output weights v_j; ``|v_j|`` is what the neuron costs.
+    weights : ndarray of shape (m, C), or (m, G C) where units are pooled to G cells
+        Output weights v_j, cell by cell; ``|v_j|`` is what the neuron costs.
     intercept : ndarray of shape (C,)
     gates : ndarray of shape (m,), int, or None
         Index of each neuron's gate (gated ReLU), or of the cone it was fitted in (ReLU on a
@@ -62,10 +63,10 @@ class Neurons:
         return float(np.linalg.norm(self.weights, axis=1).sum())
 
     @classmethod
-    def empty(cls, k: int, intercept: np.ndarray) -> Neurons:
+    def empty(cls, k: int, intercept: np.ndarray, n_cells: int = 1) -> Neurons:
         """Return the network without hidden units."""
-        C = intercept.shape[0]
-        return cls(np.zeros((0, k)), np.zeros((0, C)), intercept, np.zeros(0, dtype=np.intp))
+        weights = np.zeros((0, n_cells * intercept.shape[0]))
+        return cls(np.zeros((0, k)), weights, intercept, np.zeros(0, dtype=np.intp))
 
     @classmethod
     def from_products(
@@ -126,7 +127,7 @@ class Problem:
 
     Attributes
     ----------
-    Z : ndarray or torch.Tensor of shape (n, k)
+    Z : ndarray or torch.Tensor of shape (n, k), or (n K, k) for K patches of each sample
         Whitened rows, last column ones; float32 where they are many. Fits, dual points and
         their sums are computed where Z is; neurons are NumPy arrays always.
     Y : ndarray or torch.Tensor of shape (n, C)
@@ -148,6 +149,8 @@ class Problem:
     shards : Shards
         Where the other rows are, if these are not all. Then p sums to one over all, and values of
         the objective and the dual are those of all rows.
+    pooling : Pooling
+        How the activations on the patches of a sample become its features.
     """
 
     Z: Array
@@ -161,11 +164,17 @@ class Problem:
     all_arrangements: bool
     spectrum: np.ndarray
     shards: Shards = ALL_HERE
+    pooling: Pooling = IDENTITY
 
     @property
     def n_outputs(self) -> int:
         """Number of outputs C."""
         return int(self.Y.shape[1])
+
+    @property
+    def n_weights(self) -> int:
+        """Number of output weights of a neuron, C or G C."""
+        return self.n_outputs * self.pooling.n_cells
 
     @property
     def program(self) -> str:
@@ -184,35 +193,39 @@ class Problem:
         return activation_patterns(self.Z, self.gates)
 
     def slices(self) -> Iterator[slice]:
-        """Yield slices of rows that are worked on together."""
-        for start in range(0, len(self.Z), BLOCK_ROWS):
-            yield slice(start, min(start + BLOCK_ROWS, len(self.Z)))
-
-    def blocks(self) -> Iterator[tuple[slice, Array]]:
-        """Yield slices of rows and these rows of Z in float64."""
-        for rows in self.slices():
-            yield rows, float64(self.Z[rows])
+        """Yield slices of samples that are worked on together."""
+        n, size = len(self.Y), max(1, BLOCK_ROWS // self.pooling.n_patches)
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
 
     def hidden(
-        self, directions: np.ndarray, gates: np.ndarray | None, rows: slice = slice(None)
+        self, directions: np.ndarray, gates: np.ndarray | None, samples: slice | None = None
     ) -> Array:
-        """Return the activations (n, m) of unit directions (m, k), on some rows or all."""
+        """Return the activations (n, G m) of unit directions (m, k), on some samples or all.
+
+        Pooled units are cell by cell.
+        """
+        rows = self.pooling.rows(samples or slice(0, len(self.Y)))
         H = float64(self.Z[rows]) @ like(directions.T, self.Z)
         if self.activation == "gated_relu":
             return np.where(self.patterns[rows][:, gates], H, 0.0)
-        return H.clip(min=0.0)
+        pooled = self.pooling.pool(H.clip(min=0.0))
+        return pooled.reshape(len(pooled), -1)
 
     def fit_without_intercept(self, neurons: Neurons) -> Array:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
-        F, weights = array_namespace(self.Y).empty_like(self.Y), like(neurons.weights, self.Y)
-        for rows in self.slices():
-            F[rows] = self.hidden(neurons.directions, neurons.gates, rows) @ weights
+        of_cells = neurons.weights.reshape(-1, self.pooling.n_cells, self.n_outputs)
+        by_cells = of_cells.transpose(1, 0, 2).reshape(-1, self.n_outputs)
+        F, weights = array_namespace(self.Y).empty_like(self.Y), like(by_cells, self.Y)
+        for samples in self.slices():
+            F[samples] = self.hidden(neurons.directions, neurons.gates, samples) @ weights
         return F
 
     def correlations(self, Lambda: Array, directions: np.ndarray) -> np.ndarray:
         """Return ``|Lambda^T (Z q)_+|`` (S,) for directions (k, S)."""
         T = sum(Lambda[rows].T @ self.hidden(directions.T, None, rows) for rows in self.slices())
-        return np.linalg.norm(self.shards.total(as_numpy(T)), axis=0)
+        T = self.shards.total(as_numpy(T)).reshape(self.n_weights, -1)
+        return np.linalg.norm(T, axis=0)
 
     def pattern_keys(self, directions: np.ndarray) -> np.ndarray:
         """Return bytes (m, any), equal for directions (m, k) with ``Z q > 0`` on equal rows.
@@ -220,7 +233,8 @@ class Problem:
         A bit a row; of rows that are elsewhere, a hash of these bits.
         """
         Q = like(directions.T, self.Z)
-        packed = [np.packbits(as_numpy(Z @ Q > 0), axis=0).T for _, Z in self.blocks()]
+        blocks = (float64(self.Z[self.pooling.rows(samples)]) for samples in self.slices())
+        packed = [np.packbits(as_numpy(Z @ Q > 0), axis=0).T for Z in blocks]
         keys = np.hstack(packed)
         if self.shards.size == 1:
             return keys

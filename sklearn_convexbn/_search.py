@@ -219,7 +219,7 @@ class _Dual:
 
     def take(self, index: Tensor) -> _Dual:
         """Return the dual point on some of all rows, by their numbers; it has these rows here."""
-        parts = (self.layer.shards.entries(a, index) for a in (self.Lambda, self.scaled))
+        parts = (self.layer.of_rows(a, index) for a in (self.Lambda, self.scaled))
         return _Dual(self.layer.take(index), *parts)
 
     def ascended(self, starts: Tensor, first: Tensor | float, n_steps: int) -> Tensor:
@@ -263,10 +263,11 @@ class Search:
 
     def __post_init__(self) -> None:
         # Few rows that are spread over processes are gathered: searches on all of them everywhere
-        # cost less than adding up.
-        self._shards, n = self.layer.shards, self.layer.n_rows
+        # cost less than adding up. Few pooled rows are treated one by one.
+        self._shards, self._whole, n = self.layer.shards, self.layer, self.layer.n_rows
         self._gathered: Tensor | None = None
-        if self._shards.size > 1 and n <= STEERING_ROWS:
+        pooled = not self.layer.pooling.is_identity
+        if (self._shards.size > 1 or pooled) and n <= STEERING_ROWS:
             self._gathered = torch.arange(n, device=self.layer.Z.device)
             self.layer = self.layer.take(self._gathered)
 
@@ -334,12 +335,14 @@ class Search:
         """Return the dual point (n, C), on the rows that are searched."""
         Lambda = torch.as_tensor(Lambda, device=self.layer.Z.device)
         if self._gathered is not None:
-            Lambda = self._shards.entries(Lambda, self._gathered)
+            Lambda = self._whole.of_rows(Lambda, self._gathered)
         return _Dual.of(self.layer, Lambda)
 
     def gathered(self, Lambda: Array) -> tuple[np.ndarray, np.ndarray]:
-        """Return Z (n, k) and a dual point (n, C) on all rows, which must be few, as arrays."""
+        """Return Z (n, k) and a dual point (n, G C) on all rows, which must be few, as arrays."""
         dual = self._dual(Lambda)
+        if not dual.layer.pooling.is_identity:
+            dual = dual.take(torch.arange(self.layer.n_rows, device=self.layer.Z.device))
         return as_numpy(dual.layer.Z), as_numpy(dual.Lambda)
 
     def _subset(self, whole: _Dual) -> _Dual:

@@ -26,6 +26,8 @@ from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._device import resolve_device
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
+from sklearn_convexbn._patches import Patches, PatchRows
+from sklearn_convexbn._pooling import IDENTITY
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening, whitening_of
@@ -118,12 +120,15 @@ class Prepared:
     whitening : Whitening
     target : TargetScaling or None
     solver : Solver
+    patches : Patches or None
+        Of a convolutional network.
     """
 
     problem: Problem
     whitening: Whitening
     target: TargetScaling | None
     solver: solvers.Solver
+    patches: Patches | None = None
 
     def start(self, network: Network) -> Neurons | None:
         """Return the neurons of a network in the units of X and y, to start from.
@@ -132,6 +137,7 @@ class Prepared:
         """
         if (
             network.coefs[0].shape[0] != len(self.whitening.mean)
+            or network.patches != self.patches
             or network.coefs[1].shape[1] != self.problem.n_outputs
             or network.n_components not in (None, self.whitening.n_components)
         ):
@@ -143,7 +149,9 @@ class Prepared:
     def trained(self, result: solvers.Result) -> Trained:
         """Return a result of the solver with its network, in the units of X and y."""
         gates = self.problem.gates if self.problem.activation == "gated_relu" else None
-        network = recover_network(result.neurons, self.whitening, gates=gates, target=self.target)
+        network = recover_network(
+            result.neurons, self.whitening, gates=gates, target=self.target, patches=self.patches
+        )
         return Trained(network, result, self.whitening, self.solver)
 
 
@@ -163,10 +171,13 @@ def state_problem(
     The problem is in NumPy arrays, or where `rows` are if they are given: those of the data.
     `compact` stores the whitened rows in float32 where they are many and outnumber their columns.
     """
-    rows = data.rows.on_cpu() if rows is None else rows
+    rows, weights, pooling = data.rows.on_cpu() if rows is None else rows, data.weights, IDENTITY
+    if data.patches is not None:
+        rows, pooling = PatchRows(rows, data.patches), data.patches.pooling
+        weights = np.repeat(weights / pooling.n_patches, pooling.n_patches)
     whitening = whitening_of(
         rows,
-        data.weights,
+        weights,
         n_components=n_components,
         shrinkage=shrinkage,
         shards=data.shards,
@@ -187,6 +198,7 @@ def state_problem(
         all_arrangements=False,
         spectrum=whitening.spectrum,
         shards=data.shards,
+        pooling=pooling,
     )
     return problem, whitening
 
@@ -227,7 +239,8 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     # The pursuit, which "auto" means for ReLU unless rows are few, computes where the rows are and
     # reads them in float32; the other solvers begin with NumPy arrays in float64.
     n, d = data.rows.shape
-    pursued = data.shards.size > 1 or (_is_pursuit(settings) and n > 2 * d)
+    many = n > 2 * d or data.patches is not None
+    pursued = data.shards.size > 1 or (_is_pursuit(settings) and many)
     problem, whitening = state_problem(
         data,
         rows=data.rows.to(_torch_device(settings)) if pursued else None,
@@ -240,7 +253,7 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     )
     solver = choose_solver(settings.solver, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
-    return Prepared(problem, whitening, data.target, solver)
+    return Prepared(problem, whitening, data.target, solver, data.patches)
 
 
 def solve(
@@ -287,9 +300,11 @@ def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Sol
     if problem.shards.size > 1:
         return solvers.make_solver("pursuit")
     closed_form = solvers.make_solver("closed_form")
-    if not closed_form.unsupported(problem):
+    if not solvers.unsupported(closed_form, problem):
         return closed_form
-    return solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
+    chosen = solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
+    solvers.check_supported(chosen, problem)
+    return chosen
 
 
 def _torch_device(settings: TrainingSettings) -> str | None:

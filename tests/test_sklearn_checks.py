@@ -13,6 +13,8 @@ from sklearn.utils.fixes import parse_version
 from sklearn_convexbn import (
     ConvexBNClassifier,
     ConvexBNClassifierCV,
+    ConvexBNConvClassifier,
+    ConvexBNConvRegressor,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
 )
@@ -43,6 +45,8 @@ CROSS_VALIDATED = [
 ESTIMATORS = [
     *(ConvexBNRegressor(**kw) for kw in SHARED),
     *(ConvexBNClassifier(**kw) for kw in SHARED + CLASSIFIER),
+    ConvexBNConvRegressor(),
+    ConvexBNConvClassifier(),
     *(ConvexBNRegressorCV(**kw) for kw in CROSS_VALIDATED),
     *(ConvexBNClassifierCV(**kw) for kw in CROSS_VALIDATED),
 ]

@@ -34,6 +34,7 @@ __all__ = [
     "check_supported",
     "make_solver",
     "run",
+    "unsupported",
 ]
 
 
@@ -67,7 +68,14 @@ def make_solver(name: str) -> Solver:
 
 def capable_solvers(problem: Problem) -> list[str]:
     """Return the names of the registered solvers that handle `problem`."""
-    return [name for name in REGISTRY if not make_solver(name).unsupported(problem)]
+    return [name for name in REGISTRY if not unsupported(make_solver(name), problem)]
+
+
+def unsupported(solver: Solver, problem: Problem) -> str:
+    """Return why a solver cannot solve a problem, or "" when it can."""
+    if not (solver.pools or problem.pooling.is_identity):
+        return f"{problem.pooling.n_patches} patches of an image"
+    return solver.unsupported(problem)
 
 
 def check_supported(solver: Solver, problem: Problem) -> None:
@@ -78,7 +86,7 @@ def check_supported(solver: Solver, problem: Problem) -> None:
     ValueError
         With the reason and the alternatives.
     """
-    reason = solver.unsupported(problem)
+    reason = unsupported(solver, problem)
     if not reason:
         return
     names = [repr(name) for name in capable_solvers(problem)]

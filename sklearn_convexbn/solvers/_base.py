@@ -115,6 +115,8 @@ class Solver(BaseEstimator, ABC):
     name: str = ""
     #: Whether ReLU programs are restricted to a list of arrangements (``n_gates``).
     needs_arrangements: bool = True
+    #: Whether units may be pooled over patches.
+    pools: bool = False
 
     @abstractmethod
     def unsupported(self, problem: Problem) -> str:

@@ -2,7 +2,8 @@ r"""Refit of the output weights of fixed neurons, for several outputs: a group l
 
 .. math:: \min_{V, b} L(A V + 1 b^T) + \alpha \sum_j |V_j|_2
 
-with one row :math:`V_j` a neuron. A round has two steps, each with a line search.
+with one row :math:`V_j` a neuron, or G rows where its activations are pooled to G cells and it has
+that many columns in A. A round has two steps, each with a line search.
 
 1. A proximal Newton step in a metric that does not couple outputs: output c has the Gram matrix
    :math:`H_c = A^T \mathrm{diag}(W_c) A`, with W the diagonals of the Hessians of the loss.
@@ -67,9 +68,17 @@ class _Program:
         """Return a sum over rows, completed by those of other processes."""
         return self.A.shards.total(a)
 
+    def norms(self, V: Tensor) -> Tensor:
+        """Return the norm of each neuron's part of V (m G, C), shape (m,)."""
+        return _norms(V, self.A.cells)
+
     def objective(self, V: Tensor, F: Tensor) -> float:
         fit = self.total(self.loss.value(F, self.Y, self.p))
-        return float(fit + self.alpha * V.norm(dim=1).sum())
+        return float(fit + self.alpha * self.norms(V).sum())
+
+
+def _norms(V: Tensor, cells: int) -> Tensor:
+    return V.reshape(-1, cells * V.shape[1]).norm(dim=1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,8 @@ def multi_output_refit(
     Parameters
     ----------
     A : Activations
-        Of n rows and m units, float64. Zero, equal or nearly collinear columns are allowed.
+        Of n rows and m columns, those of a neuron together, float64. Zero, equal or nearly
+        collinear columns are allowed.
     Y : torch.Tensor of shape (n, C)
     p : torch.Tensor of shape (n,)
         Row weights, summing to one.
@@ -153,7 +163,7 @@ def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
         b, F = b + shift, F + shift
     G = loss.gradient(F, Y, p)
     gradient = program.A.correlations(G)
-    largest = float(gradient.norm(dim=1).max()) if len(gradient) else 0.0
+    largest = float(program.norms(gradient).max()) if len(gradient) else 0.0
     U = G * min(1.0, alpha / max(largest, 1e-300))
     dual = float(program.total((U.sum(dim=0) * b).sum() - loss.conjugate(U, Y, p)))
     if program.fit_intercept:
@@ -196,9 +206,11 @@ def _summed_inverse(D: Tensor, U: Tensor, shards: Shards = ALL_HERE) -> Tensor:
 
 
 def _search_line(program: _Program, point: _Point, V: Tensor, rows: Tensor, db: Tensor) -> _Point:
-    """Halve the step from the point's weights `rows` to V, and by db, until the value falls."""
+    """Halve the step from the weights of neurons to V, and by db, until the value falls."""
+    change_of = program.A.columns(rows)
+    rows = program.A.columns_of(rows)
     D = V - point.V[rows]
-    change = program.A.columns(rows).fit(D) + db
+    change = change_of.fit(D) + db
     for halving in range(30):
         t = 0.5**halving
         trial = point.V.clone()
@@ -213,7 +225,7 @@ def _search_line(program: _Program, point: _Point, V: Tensor, rows: Tensor, db: 
 
 @dataclass(frozen=True)
 class _Scales:
-    """Scales eta, the indices of the positive ones, the ridge solution there, phi.
+    """Scales eta, the indices of the columns of positive ones, the ridge solution there, phi.
 
     `factor` is the Cholesky factor of ``alpha + diag(eta)^1/2 H diag(eta)^1/2``.
     """
@@ -227,11 +239,19 @@ class _Scales:
 
 @dataclass(frozen=True)
 class _Metric:
-    """Gram matrices H (B, k, k) of B = 1 (for all outputs) or C, and weighted means (B, k)."""
+    """Gram matrices H (B, k, k) of B = 1 (for all outputs) or C, and weighted means (B, k).
+
+    Of k columns, `cells` for each neuron; scales are one for each neuron.
+    """
 
     H: Tensor
     means: Tensor
     alpha: float
+    cells: int = 1
+
+    def columns(self, neurons: Tensor) -> Tensor:
+        """Return the numbers of the columns of some of the neurons."""
+        return (neurons[:, None] * self.cells + torch.arange(self.cells).to(neurons)).flatten()
 
     def split(self, V: Tensor) -> Tensor:
         """Return V (k, C) as (B, k, C / B)."""
@@ -250,7 +270,8 @@ class _Metric:
         """Solve ``(H + alpha diag(1 / eta)) V = R`` where eta is positive."""
         keep = eta > SMALLEST_SCALE * eta.amax()
         index, eta = keep.nonzero()[:, 0], torch.where(keep, eta, 0.0)
-        root = eta[index].sqrt().unsqueeze(1)
+        root = eta[index].sqrt().repeat_interleave(self.cells).unsqueeze(1)
+        index = self.columns(index)
         matrices = self.H[:, index][:, :, index] * root * root.T
         matrices.diagonal(dim1=1, dim2=2).add_(self.alpha)
         factor = torch.stack([safe_cholesky(matrix) for matrix in matrices])
@@ -260,11 +281,13 @@ class _Metric:
 
     def scale_hessian(self, at: _Scales, w: Tensor, rows: Tensor) -> Tensor:
         """Return the Hessian of phi in the scales `rows`, very slightly regularised."""
+        rows = self.columns(rows)
         columns = self.H[:, :, rows]
-        root = at.eta[at.index].sqrt().unsqueeze(1)
+        root = at.eta.repeat_interleave(self.cells)[at.index].sqrt().unsqueeze(1)
         half = torch.linalg.solve_triangular(at.factor, root * columns[:, at.index], upper=False)
         w = self.split(w[rows])
         H = ((columns[:, rows] - half.mT @ half) * (w @ w.mT)).sum(dim=0) / self.alpha**2
+        H = H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
         diagonal = H.diagonal()  # equal columns make H singular: as in _group_newton
         diagonal.copy_(diagonal.clamp_min(0.0) * (1 + 1e-9) + 1e-14 * diagonal.amax())
         return H
@@ -277,11 +300,11 @@ def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
     W = D[:, :1] if program.loss.name == "squared" else D - U * U
     H = A.gram(W)
     if not program.fit_intercept:
-        return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha)
+        return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha, A.cells)
     total = program.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
     means = A.correlations(W).T / total
     H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
-    return _Metric(H, means, program.alpha)
+    return _Metric(H, means, program.alpha, A.cells)
 
 
 def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol: float) -> Tensor:
@@ -292,7 +315,7 @@ def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol
     state = metric.ridge(start, R)
     for _ in range(MAX_SCALE_STEPS):
         w = R - metric.apply(state.V)
-        norms, mass = w.norm(dim=1), float(state.V.norm(dim=1).sum())
+        norms, mass = _norms(w, metric.cells), float(_norms(state.V, metric.cells).sum())
         fitted, square = float((R * state.V).sum()), float(((R - w) * state.V).sum())
         primal = constant + 0.5 * square - fitted + metric.alpha * mass
         s = min(1.0, metric.alpha / max(float(norms.max()), 1e-300))
@@ -332,12 +355,12 @@ def _scale_step(
 
 def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
     """Step to the solution of the model without couplings, on the support and violators."""
-    norms = point.V.norm(dim=1)
-    rows = ((norms > 0) | (point.gradient.norm(dim=1) > program.alpha)).nonzero()[:, 0]
+    norms = program.norms(point.V)
+    rows = ((norms > 0) | (program.norms(point.gradient) > program.alpha)).nonzero()[:, 0]
     if len(rows) == 0:
         return point
-    metric = _metric(program, point.F, rows)
-    V, g = point.V[rows], point.gradient[rows]
+    metric, columns = _metric(program, point.F, rows), program.A.columns_of(rows)
+    V, g = point.V[columns], point.gradient[columns]
     R = metric.apply(V) - g
     fit = point.value - program.alpha * float(norms.sum())
     constant = fit + 0.5 * float(((R - g) * V).sum())
@@ -352,12 +375,13 @@ def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> 
 
 def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
     """Take a Newton step on the neurons that are not zero, where the objective is smooth."""
-    norms = point.V.norm(dim=1)
+    norms, cells = program.norms(point.V), program.A.cells
     if not bool(norms.any()):
         return point
     rows = (norms > SMALLEST_SCALE * norms.amax()).nonzero()[:, 0]
-    size = norms[rows].unsqueeze(1)
-    A, unit, stiffness = program.A.columns(rows), point.V[rows] / size, program.alpha / size
+    columns = program.A.columns_of(rows)
+    size = norms[rows].repeat_interleave(cells).unsqueeze(1)
+    A, unit, stiffness = program.A.columns(rows), point.V[columns] / size, program.alpha / size
     diagonal, root = _row_hessians(program, point.F)
     inverse = _summed_inverse(diagonal, root, A.shards) * float(program.fit_intercept)
 
@@ -369,24 +393,25 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
 
     def hessian(D: Tensor) -> Tensor:
         change = A.fit(D)
-        tangential = D - unit * (unit * D).sum(dim=1, keepdim=True)
+        along = (unit * D).reshape(len(rows), -1).sum(dim=1).repeat_interleave(cells)
+        tangential = D - unit * along.unsqueeze(1)
         return A.correlations(curved(change + intercept(change))) + stiffness * tangential
 
     metric = _metric(program, point.F, rows)
-    factor = metric.ridge(norms[rows], point.V[rows]).factor
+    factor = metric.ridge(norms[rows], point.V[columns]).factor
 
     def scaled(g: Tensor) -> Tensor:
         g = metric.split(size.sqrt() * g)
         return torch.linalg.solve_triangular(factor, g, upper=False).reshape(-1)
 
     def unscaled(x: Tensor) -> Tensor:
-        x = x.reshape(factor.shape[0], len(rows), -1)
+        x = x.reshape(factor.shape[0], len(columns), -1)
         return size.sqrt() * metric.join(torch.linalg.solve_triangular(factor.mT, x, upper=True))
 
     def product(x: Tensor) -> Tensor:
         return scaled(hessian(unscaled(x)))
 
-    g = scaled(point.gradient[rows] + program.alpha * unit)
+    g = scaled(point.gradient[columns] + program.alpha * unit)
     length = float(g.norm())
     if length == 0.0:
         return point
@@ -394,4 +419,4 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
     radius, goal = 1e6 * length, CG_TOLERANCE * length
     x, _ = truncated_cg(product, g, radius, goal, n_steps=MAX_CG_STEPS)
     D = unscaled(x)
-    return _search_line(program, point, point.V[rows] + D, rows, intercept(A.fit(D)))
+    return _search_line(program, point, point.V[columns] + D, rows, intercept(A.fit(D)))

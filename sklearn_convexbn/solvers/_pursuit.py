@@ -62,6 +62,7 @@ class Pursuit(Solver):
 
     name = "pursuit"
     needs_arrangements = False
+    pools = True
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Pursuit(Solver):
 
         training = _TorchProblem(problem, settings.device)
         search = Search(training.layer, settings.random_directions, settings.random_state)
-        neurons = settings.start or Neurons.empty(problem.Z.shape[1], problem.constant())
+        neurons = settings.start or _nothing(problem)
         neurons = problem.shards.agreed(neurons)
         neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
         while True:
@@ -138,7 +139,7 @@ class Pursuit(Solver):
         if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
         n, k = search.layer.n_rows, problem.Z.shape[1]
-        if is_affordable(n, k, problem.n_outputs):
+        if is_affordable(n, k, problem.n_weights):
             value, q = largest_correlation(*search.gathered(Lambda))
             return replace(found.joined(np.array([value]), q[:, None]), proven=True)
         more = search(
@@ -194,7 +195,8 @@ class _TorchProblem:
 
         if is_tensor(problem.Z):
             device = problem.Z.device
-        self.layer = HiddenLayer(torch.as_tensor(problem.Z, device=device), problem.shards)
+        Z = torch.as_tensor(problem.Z, device=device)
+        self.layer = HiddenLayer(Z, problem.shards, problem.pooling)
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
         self.problem = problem
@@ -203,6 +205,11 @@ class _TorchProblem:
         import torch
 
         return torch.as_tensor(np.ascontiguousarray(a), device=self.p.device)
+
+
+def _nothing(problem: Problem) -> Neurons:
+    """Return the network without hidden units, with the best intercept."""
+    return Neurons.empty(problem.Z.shape[1], problem.constant(), problem.pooling.n_cells)
 
 
 def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
@@ -232,11 +239,12 @@ def refit(
     A = training.layer.activations(training.tensor(neurons.directions.T))
     V, b = training.tensor(neurons.weights), training.tensor(neurons.intercept)
     arguments = (A, training.Y, training.p, problem.loss, problem.alpha, problem.fit_intercept)
-    if problem.n_outputs == 1:
+    if problem.n_weights == 1:
         V, b = lasso_refit(*arguments, V, tol=REFIT_TOLERANCE)
     else:
-        V, b = multi_output_refit(*arguments, V, b, tol=max(tol, MULTI_OUTPUT_TOLERANCE))
-    output = V.cpu().numpy()
+        stacked = V.reshape(-1, problem.n_outputs)  # the cells of a unit below each other
+        V, b = multi_output_refit(*arguments, stacked, b, tol=max(tol, MULTI_OUTPUT_TOLERANCE))
+    output = V.cpu().numpy().reshape(len(neurons), -1)
     keep = np.linalg.norm(output, axis=1) > 0
     return Neurons(neurons.directions[keep], output[keep], b.cpu().numpy())
 
@@ -250,7 +258,7 @@ def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons
     problem, m = training.problem, len(neurons)
     if m == 0:
         return neurons
-    k, C = problem.Z.shape[1], problem.n_outputs
+    k, C = problem.Z.shape[1], problem.n_weights
     root = np.sqrt(np.linalg.norm(neurons.weights, axis=1))[:, None]
     start = np.concatenate(
         [(neurons.directions * root).ravel(), (neurons.weights / root).ravel(), neurons.intercept]

@@ -1,0 +1,123 @@
+"""Pooling of activations over the patches of a sample: what convolution changes.
+
+A unit of a convolutional network sees every patch of an image, and its activations are averaged
+over the cells of a grid. A dense unit sees one patch, the whole row, and there is one cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sklearn_convexbn._arrays import Array, array_namespace, like
+
+
+@dataclass(frozen=True, eq=False)
+class Pooling:
+    """Weighted sums over the K patches of each sample, one for each of G cells.
+
+    Patches of a sample are consecutive rows. Pooled units are (n, G, m), one matrix a sample.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (K, G)
+        What a patch adds to a cell; the columns sum to one.
+    """
+
+    weights: np.ndarray
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches of a sample, K."""
+        return int(self.weights.shape[0])
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells, G."""
+        return int(self.weights.shape[1])
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether a sample is one patch, so that nothing is pooled."""
+        return self.weights.shape == (1, 1)
+
+    def rows(self, samples: slice) -> slice:
+        """Return the rows of the patches of some samples."""
+        return slice(samples.start * self.n_patches, samples.stop * self.n_patches)
+
+    def samples(self, rows: slice) -> slice:
+        """Return the samples whose patches are these rows."""
+        return slice(rows.start // self.n_patches, rows.stop // self.n_patches)
+
+    def pool(self, H: Array) -> Array:
+        """Return pooled units (n, G, m) of units (n K, m)."""
+        if self.is_identity:
+            return H[:, None]
+        return self._weights(H).T @ H.reshape(len(H) // self.n_patches, self.n_patches, H.shape[1])
+
+    def spread(self, S: Array) -> Array:
+        """Return the adjoint of :meth:`pool`: (n K, m) for (n, G, m)."""
+        if self.is_identity:
+            return S[:, 0]
+        return (self._weights(S) @ S).reshape(len(S) * self.n_patches, S.shape[2])
+
+    def multiply_spread(self, H: Array, S: Array) -> Array:
+        """Multiply H (n K, m) in place by ``spread(S)``, S (n, G, m), and return it."""
+        if self.n_cells > 1:
+            H *= self.spread(S)
+        else:
+            whole = H.reshape(len(S), self.n_patches, H.shape[1])
+            whole *= S if self.is_identity else self._weights(S) * S
+        return H
+
+    def of_rows(self, Lambda: Array, index: Array) -> Array:
+        """Return rows (r, G C) of the spread of Lambda (n, C): cell by cell, by numbers of rows."""
+        if self.is_identity:
+            return Lambda[index]
+        weights = self._weights(Lambda)[index % self.n_patches]
+        parts = weights[:, :, None] * Lambda[index // self.n_patches][:, None, :]
+        return parts.reshape(len(parts), -1)
+
+    def _weights(self, reference: Array) -> Array:
+        weights = like(self.weights, reference)
+        return array_namespace(reference).asarray(weights, dtype=reference.dtype)
+
+
+#: A sample is one patch: the dense layer.
+IDENTITY = Pooling(np.ones((1, 1)))
+
+
+def grid_pooling(grid: tuple[int, int], cells: int) -> Pooling:
+    """Return means over `cells` x `cells` windows of a grid of patches.
+
+    The windows are those of an average pooling layer with stride ``floor(size / cells)`` and
+    the smallest kernel that reaches the border: where `cells` does not divide the size of the grid
+    they overlap.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        Rows and columns of patches; a patch's number counts along a row first.
+    cells : int
+        At most the smaller of the two.
+    """
+    if grid == (1, 1):
+        return IDENTITY
+    vertical, horizontal = (_windows(size, cells) for size in grid)
+    weights = np.einsum("ra,cb->rcab", vertical, horizontal)
+    return Pooling(weights.reshape(grid[0] * grid[1], cells * cells))
+
+
+def pooling_window(size: int, cells: int) -> tuple[int, int]:
+    """Return kernel and stride of average pooling of `size` patches to `cells` cells."""
+    stride = size // cells
+    return size - (cells - 1) * stride, stride
+
+
+def _windows(size: int, cells: int) -> np.ndarray:
+    kernel, stride = pooling_window(size, cells)
+    W = np.zeros((size, cells))
+    for cell in range(cells):
+        W[cell * stride : cell * stride + kernel, cell] = 1.0 / kernel
+    return W

@@ -1,0 +1,435 @@
+"""Convolutional networks: patches, pooling, the estimators and their certificates."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import log_loss
+
+from sklearn_convexbn import (
+    ConvexBNClassifier,
+    ConvexBNConvClassifier,
+    ConvexBNConvRegressor,
+    ConvexBNRegressor,
+    certify,
+)
+from sklearn_convexbn._arrangements import random_directions
+from sklearn_convexbn._hidden_layer import ComputedActivations, HiddenLayer
+from sklearn_convexbn._losses import LOSSES
+from sklearn_convexbn._patches import Patches, PatchRows
+from sklearn_convexbn._pooling import IDENTITY, grid_pooling
+from sklearn_convexbn._problem import Problem
+from sklearn_convexbn._rows import Rows
+from sklearn_convexbn._search import Search
+from sklearn_convexbn._whitening import whiten
+from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+from tests.helpers import random_neurons, solve, targets
+
+PATCHES = Patches(image_shape=(5, 6, 2), patch_shape=(3, 2), stride=2, cells=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:150], y[:150]
+
+
+def images(n=7, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, 5 * 6 * 2))
+
+
+def cut_by_hand(X, patches):
+    height, width = patches.patch_shape
+    cut = []
+    for image in X.reshape(-1, *patches.image_shape):
+        for top in range(0, image.shape[0] - height + 1, patches.stride):
+            for left in range(0, image.shape[1] - width + 1, patches.stride):
+                cut.append(image[top : top + height, left : left + width].ravel())
+    return np.array(cut)
+
+
+def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **changes):
+    """State a convolutional problem; returns it with its whitening."""
+    rng = np.random.default_rng(seed)
+    patches = Patches(image_shape=(5, 5, 1), patch_shape=(3, 3), stride=1, cells=cells)
+    X = rng.normal(size=(n, 25))
+    Z, whitening = whiten(PatchRows(Rows(X), patches), np.ones(9 * n), n_components=4)
+    problem = Problem(
+        Z=Z,
+        Y=targets(rng, n, loss, C),
+        p=np.full(n, 1 / n),
+        loss=LOSSES[loss],
+        alpha=alpha,
+        fit_intercept=changes.get("fit_intercept", True),
+        activation="relu",
+        gates=None,
+        all_arrangements=False,
+        spectrum=whitening.spectrum,
+        pooling=patches.pooling,
+    )
+    return problem, whitening
+
+
+# ------------------------------------------------------------------------ patches and pooling
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_patches_are_cut_row_by_row_with_channels_last(kind):
+    X = images()
+    np.testing.assert_array_equal(np.asarray(PATCHES.cut(kind(X))), cut_by_hand(X, PATCHES))
+    assert PATCHES.grid == (2, 3)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 42), (3, 4), (5, 31), (12, 12)])
+def test_rows_of_patches_are_read_anywhere(start, stop):
+    X = images()
+    rows = PatchRows(Rows(X), PATCHES)
+    assert rows.shape == (42, 12)
+    np.testing.assert_array_equal(rows[slice(start, stop)], cut_by_hand(X, PATCHES)[start:stop])
+
+
+def test_whitened_patches_have_unit_covariance_over_all_patches_of_weighted_images():
+    X, weights = images(50), np.random.default_rng(1).uniform(0.5, 2.0, size=50)
+    p = np.repeat(weights / 6, 6)
+    Z, _ = whiten(PatchRows(Rows(X), PATCHES), p)
+    np.testing.assert_allclose(Z.T @ (p[:, None] * Z) / p.sum(), np.eye(13), atol=1e-10)
+
+
+def test_normalized_patches_have_mean_zero_and_do_not_depend_on_contrast():
+    patches = Patches((5, 5, 1), (3, 3), 1, 1, contrast=0.0)
+    X = images(4)[:, :25]
+    cut = patches.cut(X)
+    np.testing.assert_allclose(cut.mean(axis=1), 0.0, atol=1e-12)
+    np.testing.assert_allclose(patches.cut(3.0 * X + 7.0), cut, atol=1e-12)
+    assert np.isfinite(patches.cut(np.ones((1, 25)))).all()
+
+
+@pytest.mark.parametrize(("grid", "cells"), [((4, 6), 2), ((5, 7), 3), ((3, 3), 1), ((2, 2), 2)])
+def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
+    pooling = grid_pooling(grid, cells)
+    H = np.random.default_rng(0).normal(size=(3 * grid[0] * grid[1], 5))
+    maps = torch.as_tensor(H).reshape(3, *grid, 5).permute(0, 3, 1, 2)
+    strides = [n // cells for n in grid]
+    kernel = [n - (cells - 1) * s for n, s in zip(grid, strides, strict=True)]
+    expected = torch.nn.functional.avg_pool2d(maps, kernel, strides).flatten(2).transpose(1, 2)
+    np.testing.assert_allclose(pooling.pool(H), expected.numpy(), atol=1e-12)
+    np.testing.assert_allclose(pooling.weights.sum(axis=0), 1.0)
+
+
+@pytest.mark.parametrize("pooling", [IDENTITY, grid_pooling((3, 4), 2), grid_pooling((2, 2), 1)])
+def test_spread_is_the_adjoint_of_pool(pooling):
+    rng = np.random.default_rng(0)
+    H = rng.normal(size=(5 * pooling.n_patches, 3))
+    S = rng.normal(size=(5, pooling.n_cells, 3))
+    assert np.vdot(pooling.pool(H), S) == pytest.approx(np.vdot(H, pooling.spread(S)))
+    product = pooling.multiply_spread(H.copy(), S)
+    np.testing.assert_allclose(product, H * pooling.spread(S), atol=1e-12)
+
+
+# ----------------------------------------------------- the layer against a row for each patch
+
+
+def layers(cells, C, seed=0):
+    """Return a pooled layer, the dense layer on its patches, a dual point on both, directions."""
+    rng, pooling = np.random.default_rng(seed), grid_pooling((3, 3), cells)
+    Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
+    Lambda = torch.as_tensor(rng.normal(size=(11, C)))
+    spread = pooling.of_rows(Lambda, torch.arange(11 * 9))
+    return HiddenLayer(Z, pooling=pooling), HiddenLayer(Z), Lambda, spread, Q
+
+
+@pytest.mark.parametrize(("cells", "C"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_correlations_and_ascent_are_those_of_a_dense_layer_on_patches(cells, C, monkeypatch):
+    layer, dense, Lambda, spread, Q = layers(cells, C)
+    monkeypatch.setattr("sklearn_convexbn._hidden_layer.MOST_ROWS", {"cpu": 40})
+    expected = dense.correlations(spread, Q)
+    torch.testing.assert_close(layer.correlations(Lambda, Q), expected)
+    for found, wanted in zip(layer.ascent(Lambda, Q), dense.ascent(spread, Q), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("squared", 2), ("softmax", 3)])
+@pytest.mark.parametrize("cells", [1, 2])
+def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cells):
+    rng, pooling = np.random.default_rng(0), grid_pooling((3, 3), cells)
+    Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
+    V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
+    Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
+    value, *found = HiddenLayer(Z, pooling=pooling).loss(LOSSES[loss], Y, p, Q, V, b)
+    for a in (Q, V, b):
+        a.requires_grad_()
+    pooled = torch.as_tensor(pooling.weights).T @ (Z @ Q).clamp_min(0).reshape(11, 9, 6)
+    F = torch.einsum("ngm,mgc->nc", pooled, V.reshape(6, cells**2, C)) + b
+    if loss == "squared":
+        expected = 0.5 * (p @ ((F - Y) ** 2).sum(dim=1))
+    else:
+        expected = -p @ (Y * F.log_softmax(dim=1)).sum(dim=1)
+    expected.backward()
+    assert value == pytest.approx(float(expected.detach()))
+    for gradient, a in zip(found, (Q, V, b), strict=True):
+        torch.testing.assert_close(gradient, a.grad)
+
+
+def test_activations_of_pooled_units_stored_or_computed_have_a_column_for_each_cell():
+    layer, _, _, _, Q = layers(2, 3)
+    stored, computed = layer.activations(Q), ComputedActivations(layer, Q)
+    assert stored.shape == computed.shape == (11, 24)
+    V = torch.as_tensor(np.random.default_rng(1).normal(size=(6, 4 * 3)))
+    torch.testing.assert_close(stored.fit(V.reshape(24, 3)), layer.fit(Q, V))
+    units, G = torch.tensor([4, 1]), torch.as_tensor(np.random.default_rng(2).normal(size=(11, 3)))
+    for activations in (stored, computed):
+        centred = activations.centred(torch.arange(24.0).double()).columns(units)
+        expected = (stored.A - torch.arange(24.0))[:, [16, 17, 18, 19, 4, 5, 6, 7]]
+        torch.testing.assert_close(centred.correlations(G), expected.T @ G)
+
+
+@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("squared", 2), ("softmax", 3)])
+def test_refit_of_pooled_units_reaches_the_optimum_of_the_group_lasso(loss, C):
+    problem, _ = conv_problem(loss, C)
+    Q = torch.as_tensor(np.random.default_rng(3).normal(size=(5, 12)))
+    Q = torch.nn.functional.normalize(Q, dim=0)
+    A = HiddenLayer(torch.as_tensor(problem.Z), pooling=problem.pooling).activations(Q)
+    Y, p = torch.as_tensor(problem.Y), torch.as_tensor(problem.p)
+    start, b = torch.zeros(12 * 4, C).double(), torch.zeros(C).double()
+    V, b = multi_output_refit(A, Y, p, problem.loss, 0.02, True, start, b, tol=1e-8)
+    G = problem.loss.gradient(A.fit(V) + b, Y, p)
+    slopes = A.correlations(G).reshape(12, -1)
+    norms = V.reshape(12, -1).norm(dim=1)
+    assert 0 < int((norms > 0).sum()) < 12
+    torch.testing.assert_close(G.sum(dim=0), torch.zeros(C).double(), atol=1e-8, rtol=0)
+    assert float(slopes.norm(dim=1).max()) <= 0.02 * (1 + 1e-5)
+    on = norms > 0
+    unit = V.reshape(12, -1)[on] / norms[on, None]
+    torch.testing.assert_close(-slopes[on] / 0.02, unit, atol=1e-4, rtol=0)
+
+
+# --------------------------------------------------------------------------------- certificates
+
+
+@pytest.mark.parametrize(("loss", "C", "cells"), [("squared", 1, 1), ("softmax", 3, 2)])
+def test_certificates_hold_under_an_independent_larger_search(loss, C, cells):
+    problem, whitening = conv_problem(loss, C, n=60, cells=cells)
+    result = solve(problem, "pursuit", tol=1e-3)
+    assert result.converged
+    neurons, F = problem.with_best_intercept(result.neurons)
+    rng = np.random.RandomState(99)
+    layer = HiddenLayer(torch.as_tensor(problem.Z), pooling=problem.pooling)
+    search = Search(layer, lambda count: random_directions(whitening, count, rng), rng)
+    values, directions = search(
+        problem.dual_point(F),
+        neurons.directions.T,
+        n_starts=4000,
+        n_circles=1000,
+        n_steps=20,
+        n_generations=2,
+    )
+    np.testing.assert_allclose(
+        problem.correlations(problem.dual_point(F), directions), values, rtol=1e-10
+    )
+    assert problem.certificate(neurons, largest_correlation=values.max())[1].gap <= 1.1e-3
+
+
+def test_few_dimensions_are_certified_exactly():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(12, 9)), np.arange(12.0) % 3
+    model = ConvexBNConvRegressor(
+        (3, 3), patch_size=2, pooling=1, n_components=1, alpha=0.01, random_state=0
+    ).fit(X, y)
+    assert model.certificate_.kind == "exact"
+    assert model.dual_gap_ <= 0.01
+
+
+def test_search_on_a_random_subset_of_patches_ends_in_values_on_all(monkeypatch):
+    monkeypatch.setattr("sklearn_convexbn._search.STEERING_ROWS", 100)
+    problem, _ = conv_problem(n=60)
+    result = solve(problem, "pursuit", tol=1e-2)
+    assert result.converged
+    monkeypatch.undo()
+    best = solve(problem, "pursuit", tol=1e-3)
+    assert result.certificate.primal <= 1.011 * best.certificate.primal
+    assert result.certificate.dual <= best.certificate.primal
+
+
+def test_objective_is_that_of_the_network_written_out():
+    problem, _ = conv_problem()
+    neurons = random_neurons(problem, 5, np.random.default_rng(1))
+    rng = np.random.default_rng(2)
+    neurons = type(neurons)(neurons.directions, rng.normal(size=(5, 12)), neurons.intercept)
+    H = np.maximum(problem.Z @ neurons.directions.T, 0).reshape(40, 9, 5)
+    pooled = np.einsum("nkm,kg->nmg", H, problem.pooling.weights)
+    F = np.einsum("nmg,mgc->nc", pooled, neurons.weights.reshape(5, 4, 3)) + neurons.intercept
+    value = log_loss(problem.Y.argmax(axis=1), np.exp(F) / np.exp(F).sum(axis=1)[:, None])
+    assert problem.objective(neurons) == pytest.approx(value + 0.02 * neurons.mass)
+
+
+# ----------------------------------------------------------------------------------- estimators
+
+
+@pytest.mark.parametrize("image", [{"image_shape": (8, 8)}, {}])
+@pytest.mark.parametrize(
+    ("conv", "dense"),
+    [(ConvexBNConvClassifier, ConvexBNClassifier), (ConvexBNConvRegressor, ConvexBNRegressor)],
+)
+def test_one_patch_that_covers_the_image_is_the_dense_network(conv, dense, image, digits):
+    X, y = digits[0][:150], digits[1][:150]
+    one = conv(patch_size=8, pooling=3, alpha=0.05, random_state=0, **image).fit(X, y)
+    other = dense(alpha=0.05, random_state=0).fit(X, y)
+    assert one.objective_ == pytest.approx(other.objective_, rel=1e-9)
+    np.testing.assert_allclose(one.coefs_[0], other.coefs_[0], atol=1e-9)
+    predict = "decision_function" if conv is ConvexBNConvClassifier else "predict"
+    np.testing.assert_allclose(getattr(one, predict)(X), getattr(other, predict)(X), atol=1e-9)
+
+
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling, digits):
+    X, y = digits
+    model = ConvexBNConvClassifier(
+        (8, 8), patch_size=(3, 4), stride=2, pooling=pooling, alpha=0.03, random_state=0
+    ).fit(X, y)
+    expected, tensors = model.decision_function(X), torch.as_tensor(X.reshape(-1, 1, 8, 8))
+    modules = [model.to_torch(), model.to_torch(fold=True), model.to_torch().train()]
+    assert [type(m).__name__ for m in modules[0]] == [
+        *("Conv2d", "BatchNorm2d", "ReLU", "AvgPool2d", "Flatten", "Linear")
+    ]
+    assert [type(m).__name__ for m in modules[1]] == [
+        *("Conv2d", "ReLU", "AvgPool2d", "Flatten", "Linear")
+    ]
+    for module in modules:
+        np.testing.assert_allclose(module(tensors).detach().numpy(), expected, atol=1e-9)
+
+
+def test_objective_of_the_estimator_is_the_weight_decay_objective(digits):
+    X, y = digits
+    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=2, alpha=0.03, random_state=0)
+    model.fit(X, y)
+    norm, v = model.batch_norm_, model.coefs_[1]
+    decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
+    value = log_loss(y, model.predict_proba(X)) + 0.5 * model.alpha * decay
+    assert model.objective_ == pytest.approx(value, rel=1e-9)
+    assert model.coefs_[1].shape == (4 * model.n_neurons_, 10)
+
+
+def test_colour_images_in_four_dimensions_or_flattened(digits):
+    rng = np.random.default_rng(0)
+    X = digits[0][:120].reshape(-1, 8, 8, 1) * [1.0, 0.5, -1.0] + rng.normal(size=(120, 8, 8, 3))
+    y = digits[1][:120] % 2
+    model = ConvexBNConvClassifier(patch_size=4, stride=2, alpha=0.05, random_state=0)
+    whole, flat = clone(model).fit(X, y), clone(model).set_params(image_shape=(8, 8, 3))
+    flat.fit(X.reshape(120, -1), y)
+    np.testing.assert_array_equal(whole.decision_function(X), flat.decision_function(X))
+    np.testing.assert_array_equal(
+        whole.decision_function(X.reshape(120, -1)), flat.decision_function(X)
+    )
+    module = whole.to_torch()
+    found = module(torch.as_tensor(X).permute(0, 3, 1, 2)).detach().numpy()[:, 0]
+    np.testing.assert_allclose(found, whole.decision_function(X), atol=1e-9)
+
+
+def test_weights_are_repetitions_and_order_does_not_matter(digits):
+    X, y = digits[0][:80], digits[1][:80].astype(float)
+    model = ConvexBNConvRegressor((8, 8), patch_size=5, pooling=1, alpha=0.05, random_state=0)
+    weights = np.arange(80) % 3
+    weighted = clone(model).fit(X, y, sample_weight=weights)
+    repeated = np.repeat(np.arange(80), weights)[::-1]
+    again = clone(model).fit(X[repeated], y[repeated])
+    np.testing.assert_allclose(again.predict(X), weighted.predict(X), atol=1e-7)
+
+
+def test_normalized_patches_predict_and_refuse_torch(digits):
+    X, y = digits
+    model = ConvexBNConvClassifier(
+        (8, 8), patch_size=4, stride=2, normalize_patches=True, alpha=0.03, random_state=0
+    ).fit(X, y)
+    assert model.score(X, y) > 0.8
+    assert model.patches_["contrast"] > 0
+    with pytest.raises(ValueError, match="normalize_patches=False"):
+        model.to_torch()
+
+
+def test_warm_start_goes_on_from_the_network(digits):
+    X, y = digits
+    model = ConvexBNConvClassifier(
+        (8, 8), patch_size=4, stride=2, alpha=0.03, warm_start=True, random_state=0
+    ).fit(X, y)
+    rounds = model.n_iter_
+    assert rounds > 1
+    assert model.fit(X, y).n_iter_ == 1
+    model.set_params(stride=1, max_iter=1)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(X, y)  # other patches: from the start
+    assert model.n_neurons_ == 0
+
+
+def test_fit_changes_between_patches_and_rows(digits):
+    X, y = digits[0][:100], digits[1][:100] % 2
+    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
+    assert model.fit(X, y).patches_["cells"] == 2
+    model.set_params(image_shape=None).fit(X, y)
+    assert not hasattr(model, "patches_")
+    assert model.coefs_[0].shape[0] == 64
+    assert type(model.to_torch()[0]).__name__ == "Linear"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"image_shape": (8, 9)}, "has 72 values, but the rows of X have 64"),
+        ({"image_shape": (8,)}, "image_shape must be"),
+        ({"image_shape": (8.0, 8.0)}, "image_shape must be"),
+        ({"image_shape": (8, -8)}, "image_shape must be"),
+        ({"image_shape": 64}, "image_shape"),
+        ({"patch_size": 9}, "larger than the images"),
+        ({"patch_size": (3, 9)}, "larger than the images"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"patch_size": (3, 0)}, "patch_size must be"),
+        ({"patch_size": (3, 3, 3)}, "patch_size must be"),
+        ({"stride": 0}, "stride"),
+        ({"pooling": 0}, "pooling"),
+        ({"patch_size": 7, "pooling": 3}, "pooling=3 is more than the 2 x 2 patches"),
+        ({"normalize_patches": "yes"}, "normalize_patches"),
+        ({"solver": "fista"}, "does not handle 25 patches of an image. Use solver='pursuit'"),
+        ({"solver": "closed_form"}, "does not handle 25 patches"),
+        (
+            {"activation": "gated_relu"},
+            "does not handle 25 patches of an image. No solver handles it",
+        ),
+    ],
+)
+def test_bad_parameters_are_refused_before_work(parameters, message, digits):
+    model = ConvexBNConvClassifier(**{"image_shape": (8, 8), "patch_size": 4, **parameters})
+    with pytest.raises(ValueError, match=message):
+        model.fit(*digits)
+    assert not hasattr(model, "coefs_")
+
+
+def test_images_of_another_shape_are_refused(digits):
+    X, y = digits[0][:60], digits[1][:60] % 2
+    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
+    with pytest.raises(ValueError, match=r"X has images of shape \(4, 16\)"):
+        model.fit(X.reshape(-1, 4, 16), y)
+    model.fit(X.reshape(-1, 8, 8), y)
+    with pytest.raises(ValueError, match=r"X has images of shape \(4, 4, 4\)"):
+        model.predict(X.reshape(-1, 4, 4, 4))
+    with pytest.raises(ValueError, match="63 features"):
+        model.predict(X[:, 1:])
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(np.full((2, 64), np.nan))
+
+
+def test_failed_fit_leaves_the_model_as_it_was(digits):
+    X, y = digits[0][:100], digits[1][:100] % 2
+    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
+    before = model.fit(X, y).decision_function(X)
+    model.set_params(patch_size=9)
+    with pytest.raises(ValueError, match="larger"):
+        model.fit(X, y)
+    np.testing.assert_array_equal(model.decision_function(X), before)
+
+
+def test_certify_refuses_convolutional_networks(digits):
+    X, y = digits[0][:100], digits[1][:100] % 2
+    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
+    with pytest.raises((TypeError, ValueError), match="patches"):
+        certify(model.fit(X, y), X, y, alpha=0.1)
