@@ -14,9 +14,11 @@ from sklearn_convexbn._displays import (
     SpectrumDisplay,
 )
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn._heads import replace_head
 from sklearn_convexbn._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn._path import alpha_max, convexbn_path
 from sklearn_convexbn._sharding import row_shards
+from sklearn_convexbn._transformer import ConvexBNTransformer
 
 __version__ = "0.1.0"
 
@@ -28,11 +30,13 @@ __all__ = [
     "ConvexBNConvRegressor",
     "ConvexBNRegressor",
     "ConvexBNRegressorCV",
+    "ConvexBNTransformer",
     "RegularizationPathDisplay",
     "SpectrumDisplay",
     "__version__",
     "alpha_max",
     "certify",
     "convexbn_path",
+    "replace_head",
     "row_shards",
 ]

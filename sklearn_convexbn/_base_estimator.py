@@ -246,3 +246,13 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
         vars(estimator).clear()
         vars(estimator).update(before)
         raise
+
+
+def check_own(estimator: Any, caller: str) -> None:
+    """Raise a TypeError unless `estimator` is an instance of an estimator of this package."""
+    if not isinstance(estimator, BaseConvexBN):
+        got = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)
+        raise TypeError(
+            f"The estimator of {caller} must be a ConvexBNClassifier, a ConvexBNRegressor or a "
+            f"cross-validated form of these. Got {got}."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from sklearn_convexbn._arrays import Array, array_namespace, like, on_device
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._patches import Patches, PatchRows
-from sklearn_convexbn._pooling import pooling_window
+from sklearn_convexbn._pooling import IDENTITY, pooling_window
 from sklearn_convexbn._problem import Neurons
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening
@@ -155,34 +156,64 @@ def forward(
     The rows are images where `patches` are given.
     """
     rows = X if isinstance(X, Rows) else Rows(X)
-    if patches is not None:
-        return _convolved(rows, coefs, intercepts, patches)
-    example = rows.example
-    W, v, w0, v0 = (like(a, example) for a in (*coefs, *intercepts))
-    G = None if gates is None else like(gates, example)
-    F = array_namespace(example).empty((len(rows), v.shape[1]), dtype=v.dtype, **on_device(example))
-    for block, part in rows.multipliable(W.shape[1], PREDICTED_NUMBERS):
-        hidden = part @ W
-        hidden += w0
-        hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
+    v, v0 = (like(a, rows.example) for a in (coefs[1], intercepts[1]))
+    F = _empty(rows, v.shape[1])
+    for block, hidden in _hidden_blocks(rows, coefs[0], intercepts[0], gates, patches):
         F[block] = hidden @ v + v0
     return F
 
 
-def _convolved(
-    images: Rows, coefs: list[np.ndarray], intercepts: list[np.ndarray], patches: Patches
+def hidden_activations(
+    X: Any,
+    coefs: list[np.ndarray],
+    intercepts: list[np.ndarray],
+    gates: np.ndarray | None = None,
+    patches: Patches | None = None,
 ) -> Array:
-    """Return the output (n, C) of a convolutional network for flattened images."""
-    rows, pooling = PatchRows(images, patches), patches.pooling
+    """Return the hidden units' values (n, m), where X is, for rows X (n, d): an array or `Rows`.
+
+    These are ``relu(X @ coefs[0] + intercepts[0])``; with gates the relu is replaced by the
+    gates' 0/1 values. With patches the rows are images and the values are pooled to G cells,
+    (n, m G), those of a unit together.
+    """
+    rows = X if isinstance(X, Rows) else Rows(X)
+    H = _empty(rows, coefs[1].shape[0])
+    for block, hidden in _hidden_blocks(rows, coefs[0], intercepts[0], gates, patches):
+        H[block] = hidden
+    return H
+
+
+def _empty(rows: Rows, width: int) -> Array:
+    """Return an array (n, width) for values in float64, of the kind of the rows' blocks."""
     example = rows.example
-    W, v, w0, v0 = (like(a, example) for a in (*coefs, *intercepts))
-    xp, m = array_namespace(example), W.shape[1]
-    F = xp.empty((len(images), v.shape[1]), dtype=v.dtype, **on_device(example))
-    by_cells = v.reshape(m, pooling.n_cells, -1).swapaxes(0, 1).reshape(len(v), -1)
-    for block, part in rows.multipliable(m, PREDICTED_NUMBERS):
-        pooled = pooling.pool((part @ W + w0).clip(min=0.0))
-        F[pooling.samples(block)] = pooled.reshape(len(pooled), -1) @ by_cells + v0
-    return F
+    return array_namespace(example).empty(
+        (len(rows), width), dtype=example.dtype, **on_device(example)
+    )
+
+
+def _hidden_blocks(
+    rows: Rows,
+    W: np.ndarray,
+    w0: np.ndarray,
+    gates: np.ndarray | None,
+    patches: Patches | None,
+) -> Iterator[tuple[slice, Array]]:
+    """Yield slices of rows and the values (rows, m) of the hidden units there, pooled (., m G)."""
+    if patches is not None:
+        rows = PatchRows(rows, patches)
+    example = rows.example
+    W, w0 = like(W, example), like(w0, example)
+    G = None if gates is None else like(gates, example)
+    pooling = IDENTITY if patches is None else patches.pooling
+    for block, part in rows.multipliable(W.shape[1], PREDICTED_NUMBERS):
+        hidden = part @ W
+        hidden += w0
+        hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
+        if patches is None:
+            yield block, hidden
+            continue
+        pooled = pooling.pool(hidden).swapaxes(1, 2)
+        yield pooling.samples(block), pooled.reshape(len(pooled), -1)
 
 
 def to_torch(

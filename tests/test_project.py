@@ -88,7 +88,7 @@ def test_imports_point_downwards(path):
 
 
 def public_objects():
-    for name in ("alpha_max", "certify", "convexbn_path", "row_shards"):
+    for name in ("alpha_max", "certify", "convexbn_path", "replace_head", "row_shards"):
         yield f"sklearn_convexbn.{name}"
     for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
         yield f"sklearn_convexbn.{name}"
@@ -104,6 +104,8 @@ def public_objects():
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):
             yield f"sklearn_convexbn.{name}.{method}"
+    for method in ("", ".fit", ".transform"):
+        yield f"sklearn_convexbn.ConvexBNTransformer{method}"
     for method in ("predict_proba", "predict_log_proba", "decision_function"):
         yield f"sklearn_convexbn.ConvexBNClassifier.{method}"
     for _, class_name in solvers.REGISTRY.values():

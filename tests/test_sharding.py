@@ -15,11 +15,21 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from scipy import sparse
 
 import sklearn_convexbn
-from sklearn_convexbn import ConvexBNRegressor, _rows, _search, _training, _whitening, row_shards
+from sklearn_convexbn import (
+    ConvexBNRegressor,
+    ConvexBNTransformer,
+    _rows,
+    _search,
+    _training,
+    _whitening,
+    replace_head,
+    row_shards,
+)
 from sklearn_convexbn._sharding import ALL_HERE
 from sklearn_convexbn.solvers import _pursuit
 
@@ -97,6 +107,10 @@ def fits(rank):
     wide = np.random.default_rng(0).standard_normal((len(X), 100))
     loose = model("one", tol=1e-2, alpha=0.1, n_components=5)
     yield "wide", attributes(loose.fit(wide[here], f[here]), wide)
+    layer = ConvexBNTransformer(model("one")).fit(X[here], f[here])
+    yield "transformer", attributes(layer.estimator_, X)
+    _, head = replace_head(torch.nn.Identity(), X[here], f[here], estimator=model("one"))
+    yield "head", attributes(head, X)
     yield from searches(here)
 
 
@@ -141,9 +155,16 @@ def refusals(rank):
     def error(make, X=X, y=f):
         try:
             make().fit(X, y)
-        except (ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             return f"{type(error).__name__}: {error}"
         return "none"
+
+    def head_error():
+        features = torch.nn.Identity() if first else torch.nn.Unflatten(1, (1, 2))
+        try:
+            replace_head(features, X, f, estimator=ConvexBNRegressor())
+        except (ValueError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
 
     yield "alpha", error(lambda: ConvexBNRegressor(0.1 if first else 0.2))
     yield "invalid", error(lambda: ConvexBNRegressor(0.1 if first else -0.2))
@@ -156,6 +177,8 @@ def refusals(rank):
     yield "solver", error(lambda: ConvexBNRegressor(solver="fista"))
     yield "gated", error(lambda: ConvexBNRegressor(activation="gated_relu"))
     yield "cv", error(sklearn_convexbn.ConvexBNRegressorCV)
+    yield "transformer", error(lambda: ConvexBNTransformer(ConvexBNRegressor() if first else None))
+    yield "head", head_error()
     yield "nested", error(lambda: row_shards().__enter__())
     found = []
     thread = threading.Thread(target=lambda: found.append(error(ConvexBNRegressor)))
@@ -268,6 +291,14 @@ def test_network_is_that_of_one_process(fitted, name):
     assert found["singular_values"] == pytest.approx(expected["singular_values"])
 
 
+@pytest.mark.parametrize("name", ["transformer", "head"])
+def test_layers_are_those_of_one_process(fitted, name):
+    X, f, _ = data()
+    expected, found = attributes(model("one").fit(X, f), X), fitted[0][name]
+    assert found["objective"] == pytest.approx(expected["objective"], rel=1e-6)
+    assert found["prediction"] == pytest.approx(expected["prediction"], rel=1e-2, abs=1e-2)
+
+
 def test_shrinkage_is_estimated_from_all_rows(fitted):
     X, f, _ = data()
     one = model("one", tol=1e-2, shrinkage="auto").fit(X, f)
@@ -310,6 +341,8 @@ REFUSED = {
     "solver": ("the solver is the pursuit, for activation='relu'. Got solver='fista'",) * 2,
     "gated": ("the solver is the pursuit, for activation='relu'",) * 2,
     "cv": ("ConvexBNRegressorCV does not work on row shards",) * 2,
+    "transformer": ("Process 1 of 2 does not take part. TypeError", "Got None"),
+    "head": ("Process 1 of 2 does not take part. ValueError", "Got shape (60, 1, 2)"),
     "nested": ("This process is in row_shards already",) * 2,
     "thread": ("fit in the thread that has entered it",) * 2,
     "afterwards": ("none",) * 2,

@@ -17,6 +17,7 @@ from sklearn_convexbn import (
     ConvexBNConvRegressor,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
+    ConvexBNTransformer,
 )
 
 # ClosedForm has no configuration here: it refuses data with more rows than features, which most
@@ -42,6 +43,12 @@ CROSS_VALIDATED = [
     {"alphas": 3, "eps": 0.1, "cv": 2},
     {"alphas": [0.1, 0.01], "n_components": [1, None], "cv": 3, "selection": "one_standard_error"},
 ]
+# The checks seed the outer estimator only, and compare transformed data to 1e-7.
+TRANSFORMED = [
+    ConvexBNRegressor(alpha=0.3, random_state=0),
+    ConvexBNClassifier(alpha=0.3, random_state=0),
+    ConvexBNClassifier(alpha=0.3, activation="gated_relu", n_gates=16, random_state=0),
+]
 ESTIMATORS = [
     *(ConvexBNRegressor(**kw) for kw in SHARED),
     *(ConvexBNClassifier(**kw) for kw in SHARED + CLASSIFIER),
@@ -49,6 +56,7 @@ ESTIMATORS = [
     ConvexBNConvClassifier(),
     *(ConvexBNRegressorCV(**kw) for kw in CROSS_VALIDATED),
     *(ConvexBNClassifierCV(**kw) for kw in CROSS_VALIDATED),
+    *(ConvexBNTransformer(estimator) for estimator in TRANSFORMED),
 ]
 
 
