@@ -104,7 +104,8 @@ class ConvexBNTransformer(
                 fitted = clone(self.estimator)
             self.estimator_ = fitted.fit(X, y, sample_weight=sample_weight)
             self.n_features_in_ = fitted.n_features_in_
-            vars(self).pop("feature_names_in_", None)
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
             if hasattr(fitted, "feature_names_in_"):
                 self.feature_names_in_ = fitted.feature_names_in_
         return self
