@@ -104,8 +104,7 @@ class ConvexBNTransformer(
                 fitted = clone(self.estimator)
             self.estimator_ = fitted.fit(X, y, sample_weight=sample_weight)
             self.n_features_in_ = fitted.n_features_in_
-            if hasattr(self, "feature_names_in_"):
-                del self.feature_names_in_
+            self.__dict__.pop("feature_names_in_", None)
             if hasattr(fitted, "feature_names_in_"):
                 self.feature_names_in_ = fitted.feature_names_in_
         return self
