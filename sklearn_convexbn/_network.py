@@ -128,7 +128,8 @@ def neurons_of_network(
     """
     scale = 1.0 if target is None else target.scale
     W = network.coefs[0]
-    v = network.coefs[1].reshape(W.shape[1], -1) / scale
+    n_cells = 1 if network.patches is None else network.patches.pooling.n_cells
+    v = network.coefs[1].reshape(-1, n_cells * network.coefs[1].shape[1]) / scale
     q = np.empty((W.shape[1], whitening.n_components + 1))
     q[:, :-1] = (whitening.components.T @ W).T * whitening.scales
     q[:, -1] = network.intercepts[0] + whitening.mean @ W

@@ -34,8 +34,8 @@ class ConvexBNTransformer(
     Parameters
     ----------
     estimator : estimator of this package
-        A :class:`ConvexBNClassifier`, :class:`ConvexBNRegressor` or a cross-validated form of
-        these. It is cloned, not modified.
+        A :class:`ConvexBNClassifier`, :class:`ConvexBNRegressor`, or a cross-validated or
+        convolutional form of these. It is cloned, not modified.
 
     Attributes
     ----------
@@ -121,19 +121,20 @@ class ConvexBNTransformer(
 
         Returns
         -------
-        H : ndarray of shape (n_samples, n_neurons)
-            In float64; a tensor where X is one under array API dispatch.
+        H : ndarray of shape (n_samples, n_neurons), or (n_samples, n_neurons * n_cells)
+            In float64; a tensor where X is one under array API dispatch. The units of convolutional
+            networks are pooled; the cells of a unit are next to each other.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, **ACCEPTED_X, reset=False)
         fitted = self.estimator_
+        X = validate_data(self, fitted._flattened(X, reset=False), **ACCEPTED_X, reset=False)
         gates = getattr(fitted, "gates_", None)
-        return hidden_activations(X, fitted.coefs_, fitted.intercepts_, gates)
+        return hidden_activations(X, fitted.coefs_, fitted.intercepts_, gates, fitted._cut())
 
     @property
     def _n_features_out(self) -> int:
         """Number of columns that transform returns, which scikit-learn names."""
-        return self.estimator_.n_neurons_
+        return len(self.estimator_.coefs_[1])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -13,6 +13,7 @@ from sklearn_convexbn import (
     ConvexBNConvClassifier,
     ConvexBNConvRegressor,
     ConvexBNRegressor,
+    ConvexBNTransformer,
     certify,
 )
 from sklearn_convexbn._arrangements import random_directions
@@ -426,6 +427,18 @@ def test_failed_fit_leaves_the_model_as_it_was(digits):
     with pytest.raises(ValueError, match="larger"):
         model.fit(X, y)
     np.testing.assert_array_equal(model.decision_function(X), before)
+
+
+def test_transformer_gives_pooled_activations(digits):
+    X, y = digits
+    conv = ConvexBNConvClassifier((8, 8), patch_size=4, stride=2, alpha=0.05, random_state=0)
+    layer = ConvexBNTransformer(conv).fit(X.reshape(-1, 8, 8), y)
+    H, fitted = layer.transform(X), layer.estimator_
+    assert H.shape == (150, 4 * fitted.n_neurons_) == (150, len(layer.get_feature_names_out()))
+    assert (H >= 0).all()
+    output = H @ fitted.coefs_[1] + fitted.intercepts_[1]
+    np.testing.assert_allclose(output, fitted.decision_function(X), atol=1e-9)
+    np.testing.assert_array_equal(layer.transform(X.reshape(-1, 8, 8)), H)
 
 
 def test_certify_refuses_convolutional_networks(digits):

@@ -34,7 +34,6 @@ __all__ = [
     "check_supported",
     "make_solver",
     "run",
-    "unsupported",
 ]
 
 
