@@ -10,6 +10,7 @@ from torch import nn
 
 from sklearn_convexbn import (
     ConvexBNClassifier,
+    ConvexBNConvClassifier,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     _heads,
@@ -138,3 +139,9 @@ def test_rows_that_are_missing_or_do_not_fit_are_refused():
         replace_head(nn.Identity(), X[:0], y[:0], estimator=CLASSIFIER)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         replace_head(nn.Identity(), X, y[:-1], estimator=CLASSIFIER)
+
+
+def test_convolutional_heads_are_refused():
+    model = ConvexBNConvClassifier((2, 2), patch_size=1)
+    with pytest.raises(ValueError, match="flat features"):
+        replace_head(torch.nn.Flatten(), np.zeros((4, 4)), [0, 1, 0, 1], estimator=model)
