@@ -56,8 +56,8 @@ def replace_head(
         If `features` is no torch module or returns no tensor, or `estimator` is none of this
         package.
     ValueError
-        For ``activation="gated_relu"``, an estimator with an `image_shape`, features that are not of shape (batch, n_features), X
-        without rows, or data that the fit refuses.
+        For ``activation="gated_relu"``, an estimator with an `image_shape`, features that are not
+        of shape (batch, n_features), X without rows, or data that the fit refuses.
 
     See Also
     --------
