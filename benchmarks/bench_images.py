@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from _suite.circumstances import circumstances
+from _suite.data import data_folder
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNConvClassifier
+from sklearn_convexbn._pooling import pooling_window
 
 SHAPE = (32, 32, 3)
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLUMNS = ("model", "units", "test", "train", "s", "gap", "settings")
 
 
@@ -69,12 +70,12 @@ def adam(
     )
     y, y_test = (torch.as_tensor(a) for a in (data[1], data[3]))
     side = (SHAPE[0] - options.patch) // options.stride + 1
-    window = side // options.pooling
+    kernel, stride = pooling_window(side, options.pooling)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, units, options.patch, stride=options.stride, bias=False),
         torch.nn.BatchNorm2d(units),
         torch.nn.ReLU(),
-        torch.nn.AvgPool2d(side - (options.pooling - 1) * window, window),
+        torch.nn.AvgPool2d(kernel, stride),
         torch.nn.Flatten(),
         torch.nn.Linear(units * options.pooling**2, 10),
     )
@@ -120,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--data", type=Path, default=DATA, help="folder with cifar10/")
+    add("--data", type=Path, default=data_folder(), help="folder with cifar10/")
     add("--results", type=Path, default=Path(__file__).parent / "results")
     add("--rows", type=int, default=10_000)
     add("--patch", type=int, default=6)

@@ -36,8 +36,8 @@ from _suite.data import has
 from _suite.list_solvers import SOLVERS, Ours
 from _suite.objectives import ListObjective
 from _suite.running import agrees, run_limited, warm_up
-from _suite.solvers import CLOCK, Solver
-from _suite.tables import Report, add_options, fill
+from _suite.solvers import Solver
+from _suite.tables import Report, fill, run_command
 
 DATA = ("diabetes", "energy", "concrete", "airfoil")
 REFERENCE_TOLS, REFERENCE_GAP = (1e-9, 1e-10, 1e-11, 1e-12), 1e-5
@@ -108,28 +108,16 @@ def run_table(solvers: Sequence[Solver], options: argparse.Namespace) -> None:
     fill(report, cases, options, options.results / options.name)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, SOLVERS, "bench_lists")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds a call")
-    parser.add_argument("--gates", type=int, default=100, help="arrangements")
-    parser.add_argument("--targets", type=float, nargs="+", default=[1e-3, 1e-4])
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark, or its check."""
-    options = parse_arguments(arguments)
-    CLOCK["name"] = options.clock
-    solvers = [solver for solver in SOLVERS if solver.name in options.solvers]
-    if options.check:
-        return 0 if check(solvers) else 1
-    run_table(solvers, options)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        run_command(
+            __doc__ or "",
+            "bench_lists",
+            SOLVERS,
+            check=check,
+            run_table=run_table,
+            limit=30.0,
+            gates=100,
+            targets=(1e-3, 1e-4),
+        )
+    )

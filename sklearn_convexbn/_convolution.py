@@ -70,12 +70,14 @@ class ConvolutionMixin(BaseConvexBN):
     def _encode(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
     ) -> TrainingData:
+        patches = None
+        if self._shape_of_images is not None:
+            if shards.size > 1:
+                raise ValueError("Inside row_shards image_shape must be None: rows are no patches.")
+            patches = self._checked_patches(self._shape_of_images)
         data = super()._encode(X, y, sample_weight, shards)  # type: ignore[safe-super]
-        if self._shape_of_images is None:
+        if patches is None:
             return data
-        if shards.size > 1:
-            raise ValueError("Inside row_shards images cannot be cut into patches: image_shape.")
-        patches = self._checked_patches(self._shape_of_images)
         return replace(data, patches=patches.fitted(data.rows.on_cpu(), data.weights))
 
     def _checked_patches(self, shape: tuple[int, int, int]) -> Patches:
@@ -225,7 +227,8 @@ class ConvexBNConvRegressor(ConvolutionMixin, ConvexBNRegressor):
 
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
-        makes the program a group lasso.
+        makes the program a group lasso, where an image is one patch;
+        several patches need "relu".
 
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
@@ -424,7 +427,8 @@ class ConvexBNConvClassifier(ConvolutionMixin, ConvexBNClassifier):
 
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
-        makes the program a group lasso (nuclear norms for several outputs).
+        makes the program a group lasso (nuclear norms for several outputs); it is for images
+        of one patch, several patches need "relu".
 
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and

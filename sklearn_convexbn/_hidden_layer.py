@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn._losses import Loss
-from sklearn_convexbn._pooling import IDENTITY, Pooling
+from sklearn_convexbn._pooling import IDENTITY, Pooling, columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: Rows times units of a block: about 1 MiB in float32, the size of a core's cache. On CUDA,
@@ -115,16 +115,10 @@ class HiddenLayer:
         n, m = self.shape[0] // self.pooling.n_patches, Q.shape[1] * self.pooling.n_cells
         if Q.element_size() * n * m > max(STORED_BYTES, self.Z.element_size() * self.Z.numel()):
             return ComputedActivations(self, Q)
-        if not self.pooling.is_identity:
-            computed = ComputedActivations(self, Q)
-            A = Q.new_empty(*computed.shape)
-            for samples, block in computed.blocks():
-                A[samples] = block
-            return StoredActivations(A, self.shards, self.pooling.n_cells)
         A = Q.new_empty(n, m)
-        for rows in self.blocks(m):
-            torch.mm(self.Z[rows].to(Q.dtype), Q, out=A[rows])
-        return StoredActivations(A.clamp_min_(0), self.shards)
+        for rows, _, H in self.products(Q):
+            A[self.pooling.samples(rows)] = self.pooling.features(H.clamp_min_(0))
+        return StoredActivations(A, self.shards, self.pooling.n_cells)
 
     def correlations(self, Lambda: Tensor, Q: Tensor) -> Tensor:
         """Return ``Lambda^T (Z Q)_+`` (G C, S), pooled."""
@@ -229,9 +223,7 @@ class Activations(ABC):
 
     def columns_of(self, units: Tensor) -> Tensor:
         """Return the numbers of the columns of some of the units."""
-        if self.cells == 1:
-            return units
-        return (units[:, None] * self.cells + torch.arange(self.cells).to(units)).flatten()
+        return columns_of(units, self.cells)
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -325,8 +317,8 @@ class ComputedActivations(Activations):
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows, _, H in self.layer.products(self.Q):
-            pooled = self.layer.pooling.pool(H.clamp_min_(0)).transpose(1, 2).flatten(1)
-            yield self.layer.pooling.samples(rows), pooled.sub_(self.centre)
+            features = self.layer.pooling.features(H.clamp_min_(0))
+            yield self.layer.pooling.samples(rows), features.sub_(self.centre)
 
     def columns(self, units: Tensor) -> Activations:
         centre = self.centre[self.columns_of(units)]

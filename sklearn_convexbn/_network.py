@@ -210,11 +210,7 @@ def _hidden_blocks(
         hidden = part @ W
         hidden += w0
         hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
-        if patches is None:
-            yield block, hidden
-            continue
-        pooled = pooling.pool(hidden).swapaxes(1, 2)
-        yield pooling.samples(block), pooled.reshape(len(pooled), -1)
+        yield pooling.samples(block), pooling.features(hidden)
 
 
 def to_torch(

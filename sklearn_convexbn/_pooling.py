@@ -56,6 +56,11 @@ class Pooling:
             return H[:, None]
         return self._weights(H).T @ H.reshape(len(H) // self.n_patches, self.n_patches, H.shape[1])
 
+    def features(self, H: Array) -> Array:
+        """Return pooled units as features (n, m G), the cells of a unit next to each other."""
+        pooled = self.pool(H).swapaxes(1, 2)
+        return pooled.reshape(len(pooled), H.shape[1] * self.n_cells)
+
     def spread(self, S: Array) -> Array:
         """Return the adjoint of :meth:`pool`: (n K, m) for (n, G, m)."""
         if self.is_identity:
@@ -73,8 +78,6 @@ class Pooling:
 
     def of_rows(self, Lambda: Array, index: Array) -> Array:
         """Return rows (r, G C) of the spread of Lambda (n, C): cell by cell, by numbers of rows."""
-        if self.is_identity:
-            return Lambda[index]
         weights = self._weights(Lambda)[index % self.n_patches]
         parts = weights[:, :, None] * Lambda[index // self.n_patches][:, None, :]
         return parts.reshape(len(parts), -1)
@@ -86,6 +89,13 @@ class Pooling:
 
 #: A sample is one patch: the dense layer.
 IDENTITY = Pooling(np.ones((1, 1)))
+
+
+def columns_of(units: Array, cells: int) -> Array:
+    """Return the numbers of the columns of some units, of which each has `cells` together."""
+    if cells == 1:
+        return units
+    return (units[:, None] * cells + like(np.arange(cells), units)).reshape(-1)
 
 
 def grid_pooling(grid: tuple[int, int], cells: int) -> Pooling:

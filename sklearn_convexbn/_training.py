@@ -183,9 +183,10 @@ def state_problem(
         shards=data.shards,
     )
     k = whitening.n_components + 1
-    check_rows_fit(len(rows), k)
     n = data.shards.total(float(len(rows)))  # what all processes decide alike by
-    Z = whitening.transform(rows, compact=compact and n * k >= COMPACT_NUMBERS and n >= 2 * k)
+    compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
+    check_rows_fit(len(rows), k, compact=compact)
+    Z = whitening.transform(rows, compact=compact)
     problem = Problem(
         Z=Z,
         Y=like(data.Y, Z),
@@ -382,15 +383,15 @@ def check_memory(problem: Problem, n_gates: int) -> None:
         )
 
 
-def check_rows_fit(n: int, k: int) -> None:
-    """Refuse whitened rows (n, k) that cannot fit into this machine's memory.
+def check_rows_fit(n: int, k: int, *, compact: bool) -> None:
+    """Refuse whitened rows (n, k), in float32 if `compact`, that cannot fit into memory.
 
     Raises
     ------
     ValueError
         With an estimate of what is needed.
     """
-    needed, available = 8 * n * k, physical_memory()
+    needed, available = (4 if compact else 8) * n * k, physical_memory()
     if available is not None and needed > 0.8 * available:
         raise ValueError(
             f"{n} rows whitened in {k - 1} directions need about {needed / 2**30:.1f} GiB (an "

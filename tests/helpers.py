@@ -1,5 +1,8 @@
 """Problems, networks and data shared by the tests."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,20 @@ def shared_data(name):
         pytest.skip(f"{path} is not on this machine")
     with np.load(path) as file:
         return dict(file)
+
+
+def output_with_array_api(code):
+    """Return what code prints in a process of its own, with SCIPY_ARRAY_API set from its start."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, SCIPY_ARRAY_API="1"),
+        check=False,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def problem_and_whitening(

@@ -1,10 +1,6 @@
 """Tensors as X and y under scikit-learn's array API dispatch: the same networks, tensors back."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +9,7 @@ from sklearn.datasets import load_diabetes, load_wine
 
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import whiten
-from tests.helpers import make_problem, random_neurons, solve
+from tests.helpers import make_problem, output_with_array_api, random_neurons, solve
 
 CODE = """
 import warnings
@@ -58,16 +54,7 @@ print("done")
 
 def test_estimators_take_tensors_and_return_them():
     """SCIPY_ARRAY_API must be set before scipy is imported, hence the process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-c", CODE],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, SCIPY_ARRAY_API="1"),
-        check=False,
-        cwd=Path(__file__).resolve().parents[1],
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["done"]
+    assert output_with_array_api(CODE).split() == ["done"]
 
 
 @pytest.mark.parametrize("n_components", [None, 3])

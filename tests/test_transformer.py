@@ -1,10 +1,6 @@
 """Hidden activations as features: the network's own, in pipelines, with names, as X is kept."""
 
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +20,7 @@ from sklearn_convexbn import (
     ConvexBNTransformer,
     _network,
 )
+from tests.helpers import output_with_array_api
 
 ESTIMATORS = [
     ConvexBNClassifier(alpha=0.1, random_state=0),
@@ -156,13 +153,4 @@ print("done")
 
 def test_tensors_are_returned_for_tensors():
     """SCIPY_ARRAY_API must be set before scipy is imported, hence the process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-c", ARRAY_API],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, SCIPY_ARRAY_API="1"),
-        check=False,
-        cwd=Path(__file__).resolve().parents[1],
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["done"]
+    assert output_with_array_api(ARRAY_API).split() == ["done"]

@@ -22,28 +22,25 @@ from _suite.objectives import (
 from _suite.solvers import (
     Answer,
     Clarabel,
+    OwnSolver,
     Solver,
     clock,
     decades,
     explicit_matrix,
-    own_neurons,
 )
+from sklearn_convexbn._problem import Neurons
 
 
-class Ours(Solver):
-    """The package's solver; its time includes the driver, which certifies every round."""
+class Ours(OwnSolver):
+    """The package's solver of gated programs."""
 
-    name = "ours"
-    ladder = decades(-1, -8)
-    compiled = True
+    activation = "gated_relu"
 
-    def solve(self, objective: Objective, rung: float, limit: float) -> Answer:
-        """Run to a relative gap."""
-        start = clock()
-        neurons = own_neurons(objective, "gated_relu", rung)
+    def blocks(self, objective: Objective, neurons: Neurons) -> Array:
+        """Return S (P, r + 1)."""
         S = np.zeros((objective.masks.shape[1], objective.Z.shape[1]))
         np.add.at(S, neurons.gates, neurons.directions * neurons.weights)
-        return Answer(S, clock() - start)
+        return S
 
 
 class NumpyFISTA(Solver):

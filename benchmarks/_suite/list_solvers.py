@@ -11,24 +11,21 @@ import numpy as np
 from _suite.data import Array
 from _suite.gated_solvers import places
 from _suite.objectives import Loss, Objective
-from _suite.solvers import Answer, Clarabel, Solver, clock, decades, own_neurons
+from _suite.solvers import Answer, Clarabel, OwnSolver, Solver, clock, decades
+from sklearn_convexbn._problem import Neurons
 
 
-class Ours(Solver):
-    """The package's solver ``fista``, an interior-point method here; it certifies every round."""
+class Ours(OwnSolver):
+    """The package's solver ``fista``, an interior-point method here."""
 
-    name = "ours"
-    ladder = decades(-1, -8)
-    compiled = True
+    activation = "relu"
 
-    def solve(self, objective: Objective, rung: float, limit: float) -> Answer:
-        """Run to a relative gap."""
-        start = clock()
-        neurons = own_neurons(objective, "relu", rung)
+    def blocks(self, objective: Objective, neurons: Neurons) -> Array:
+        """Return S (2, P, r + 1)."""
         S = np.zeros((2, objective.masks.shape[1], objective.Z.shape[1]))
         sign = (neurons.weights[:, 0] < 0).astype(int)
         np.add.at(S, (sign, neurons.gates), neurons.directions * np.abs(neurons.weights))
-        return Answer(S, clock() - start)
+        return S
 
 
 class SCNN(Solver):

@@ -154,7 +154,38 @@ def fill(
     print("\n" + path.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def add_options(parser: argparse.ArgumentParser, solvers: Sequence[Solver], name: str) -> None:
+def run_command(
+    description: str,
+    name: str,
+    solvers: Sequence[Solver],
+    *,
+    check: Callable[[Sequence[Solver]], bool],
+    run_table: Callable[[Sequence[Solver], argparse.Namespace], None],
+    limit: float,
+    gates: int,
+    targets: Sequence[float],
+) -> int:
+    """Read the command line of a table of times to a gap and fill it, or check the solvers.
+
+    `limit`, `gates` and `targets` are the defaults of options. Returns the exit status.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_options(parser, solvers, name)
+    parser.add_argument("--limit", type=float, default=limit, help="seconds a call")
+    parser.add_argument("--gates", type=int, default=gates, help="gates or arrangements")
+    parser.add_argument("--targets", type=float, nargs="+", default=targets, help="relative gaps")
+    options = parser.parse_args()
+    CLOCK["name"] = options.clock
+    chosen = [solver for solver in solvers if solver.name in options.solvers]
+    if options.check:
+        return 0 if check(chosen) else 1
+    run_table(chosen, options)
+    return 0
+
+
+def _add_options(parser: argparse.ArgumentParser, solvers: Sequence[Solver], name: str) -> None:
     """Add the options that all tables of times to a gap have."""
     default, names = Path(__file__).parents[1] / "results", [solver.name for solver in solvers]
     parser.add_argument(

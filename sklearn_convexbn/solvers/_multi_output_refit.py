@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sklearn_convexbn._hidden_layer import Activations
 from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
+from sklearn_convexbn._pooling import columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
@@ -249,10 +250,6 @@ class _Metric:
     alpha: float
     cells: int = 1
 
-    def columns(self, neurons: Tensor) -> Tensor:
-        """Return the numbers of the columns of some of the neurons."""
-        return (neurons[:, None] * self.cells + torch.arange(self.cells).to(neurons)).flatten()
-
     def split(self, V: Tensor) -> Tensor:
         """Return V (k, C) as (B, k, C / B)."""
         B = len(self.H)
@@ -271,7 +268,7 @@ class _Metric:
         keep = eta > SMALLEST_SCALE * eta.amax()
         index, eta = keep.nonzero()[:, 0], torch.where(keep, eta, 0.0)
         root = eta[index].sqrt().repeat_interleave(self.cells).unsqueeze(1)
-        index = self.columns(index)
+        index = columns_of(index, self.cells)
         matrices = self.H[:, index][:, :, index] * root * root.T
         matrices.diagonal(dim1=1, dim2=2).add_(self.alpha)
         factor = torch.stack([safe_cholesky(matrix) for matrix in matrices])
@@ -281,7 +278,7 @@ class _Metric:
 
     def scale_hessian(self, at: _Scales, w: Tensor, rows: Tensor) -> Tensor:
         """Return the Hessian of phi in the scales `rows`, very slightly regularised."""
-        rows = self.columns(rows)
+        rows = columns_of(rows, self.cells)
         columns = self.H[:, :, rows]
         root = at.eta.repeat_interleave(self.cells)[at.index].sqrt().unsqueeze(1)
         half = torch.linalg.solve_triangular(at.factor, root * columns[:, at.index], upper=False)
