@@ -2,7 +2,7 @@
 
 Those of ``uci/`` are read from ``uci/NAME.npz`` (arrays ``X`` and ``y``) in the folder named by
 the environment variable SKLEARN_CONVEXBN_DATA, or else in ``../shared/data`` beside the
-repository; the others come with scikit-learn.
+repository; images from folders of their names there. The others come with scikit-learn.
 """
 
 from __future__ import annotations
@@ -36,3 +36,23 @@ def load(name: str) -> tuple[Array, Array]:
         with np.load(data_folder() / "uci" / f"{name}.npz") as file:
             X, y = file["X"], file["y"]
     return np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+
+
+def load_images(name: str) -> tuple[NDArray[np.uint8], ...]:
+    """Return images (n, height, width, channels) and labels (n,) to train, then those to test."""
+    if name == "digits":
+        X, y = datasets.load_digits(return_X_y=True)
+        X = np.asarray(15 * X, dtype=np.uint8).reshape(-1, 8, 8, 1)
+        return X[:1400], y[:1400], X[1400:], y[1400:]
+    folder = data_folder() / name
+    paths = {part: folder / f"{name}_{part}.npz" for part in ("train", "test")}
+    if paths["train"].is_file():
+        arrays = []
+        for path in paths.values():
+            with np.load(path) as file:
+                arrays += [file["X"], file["y"]]
+    else:
+        with np.load(folder / f"{name}.npz") as file:
+            arrays = [file[key] for key in ("X_train", "y_train", "X_test", "y_test")]
+    X, y, X_test, y_test = arrays
+    return (X.reshape(*X.shape[:3], -1), y, X_test.reshape(*X_test.shape[:3], -1), y_test)

@@ -1,0 +1,389 @@
+"""The bias of gradient descent, beside the same bias as a parameter: a study on images.
+
+Gradient descent on a network with batch normalization learns the directions of large variance
+first. The global optimum of the training problem has no such preference; ``n_components`` and
+``shrinkage`` bring one back. On subsets of image sets, dense and convolutional:
+
+- SGD with momentum and Adam, several rates and seeds, mini-batches and a cosine schedule;
+- the optimum of the same objective through its convex form, to an estimated relative gap `--tol`;
+- the same with the k leading singular directions only, over k;
+- the same with shrinkage.
+
+All minimise the mean cross-entropy plus alpha / 2 times the squared weights and biases of batch
+normalization and the squared output weights. A rate, a k and a shrinkage are chosen by validation
+images that no fit saw; test images choose nothing. Along the way of a gradient method, and for
+every optimum, the energy of the hidden weights along the singular directions is kept.
+
+Each fit is a file in ``--cells``, so a stopped run resumes. A run ends by writing
+``bench_implicit_regularization.json``, its tables as ``.md`` and two figures::
+
+    python benchmarks/bench_implicit_regularization.py [--data mnist] [--models dense]
+    python benchmarks/bench_implicit_regularization.py --data digits --epochs 10 --seeds 1
+    python benchmarks/bench_implicit_regularization.py --report
+"""
+
+from __future__ import annotations
+
+import _suite  # noqa: F401 - first: it sets the number of threads
+
+# isort: split
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _suite.circumstances import circumstances
+from _suite.data import load_images
+from _suite.networks import Architecture, Moments, evaluate, training
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNConvClassifier
+
+HERE = Path(__file__).resolve().parent
+SETS = ("mnist", "fashion_mnist", "cifar10")
+#: Images to train with; hidden units and epochs of gradient methods; patch size and stride.
+MODELS: dict[str, dict[str, Any]] = {
+    "dense": {"rows": 3000, "units": 256, "epochs": 100, "patch": None},
+    "conv": {"rows": 2000, "units": 128, "epochs": 40, "patch": (6, 4), "pooling": 2},
+}
+RATES = {"sgd": (0.01, 0.1, 1.0), "adam": (0.001, 0.01, 0.1)}
+COMPONENTS = {"dense": (10, 20, 40, 80, 160, 320), "conv": (5, 10, 20, 40, 80)}
+SHRINKAGES = (0.1, 0.5, 1.0)
+NAMES = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "optimum": "optimum",
+    "truncated": "optimum, k directions",
+    "shrunk": "optimum, shrinkage",
+}
+Cell = dict[str, Any]
+
+
+class Problem:
+    """A set of images and a model: the arrays of all fits."""
+
+    def __init__(self, data: str, model: str, options: argparse.Namespace) -> None:
+        settings = MODELS[model]
+        X, y, X_test, y_test = load_images(data)
+        n = min(settings["rows"], len(X) // 2)
+        validation = slice(n, n + min(options.validation, len(X) - n))
+        self.data, self.model, self.units = data, model, settings["units"]
+        patch, stride = settings["patch"] or (None, 1)
+        if patch is not None and X.shape[1] < 28:
+            patch, stride = 3, 2
+        self.architecture = Architecture(X.shape[1:], patch, stride, settings.get("pooling", 1))
+        parts = {"train": (X[:n], y[:n]), "validation": (X[validation], y[validation])}
+        parts["test"] = (X_test, y_test)
+        self.parts = {
+            part: (self.architecture.tensor(X), torch.as_tensor(y))
+            for part, (X, y) in parts.items()
+        }
+        self.rows = parts["train"]
+        self.moments = Moments.of(self.architecture, self.parts["train"][0])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of each part, and of singular directions."""
+        counts = {part: len(images) for part, (images, _) in self.parts.items()}
+        values = torch.linalg.eigvalsh(self.moments.covariance)
+        return counts | {"directions": int((values > 1e-9 * values[-1]).sum())}
+
+    def look(self, network: torch.nn.Sequential, alpha: float) -> Cell:
+        """Return the objective, accuracies and energies of a network."""
+        self.moments.normalize(network)
+        found = {
+            part: evaluate(network, images, y, alpha) for part, (images, y) in self.parts.items()
+        }
+        accuracies = {part: accuracy for part, (_, accuracy) in found.items()}
+        energy = [float(f"{share:.3g}") for share in self.moments.energy(network)]
+        return {"objective": found["train"][0], **accuracies, "energy": energy}
+
+
+def plan(model: str, options: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the fits of a model: method, its value, seed."""
+    for method, rates in RATES.items():
+        for rate in rates:
+            for seed in range(options.seeds):
+                yield {"method": method, "value": rate, "seed": seed}
+    yield {"method": "optimum", "value": None, "seed": 0}
+    for k in COMPONENTS[model]:
+        yield {"method": "truncated", "value": k, "seed": 0}
+    for shrinkage in SHRINKAGES:
+        yield {"method": "shrunk", "value": shrinkage, "seed": 0}
+
+
+def by_gradients(problem: Problem, cell: Cell, options: argparse.Namespace) -> Cell:
+    """Train a network."""
+    torch.manual_seed(cell["seed"])
+    images, y = problem.parts["train"]
+    network = problem.architecture.network(problem.units, int(y.max()) + 1)
+    epochs = options.epochs or MODELS[problem.model]["epochs"]
+    settings = {"rate": cell["value"], "epochs": epochs, "alpha": options.alpha}
+    course = []
+    for epoch, seconds in training(network, images, y, optimizer=cell["method"], **settings):
+        if epoch in options.looks or epoch == epochs:
+            course.append({"epoch": epoch, "s": seconds, **problem.look(network, options.alpha)})
+    return {**course[-1], "units": problem.units, "course": course}
+
+
+def by_convex_form(problem: Problem, cell: Cell, options: argparse.Namespace) -> Cell:
+    """Fit the estimator of this package and judge its network in torch, as the others."""
+    parameters = {"alpha": options.alpha, "tol": options.tol, "random_state": 0}
+    parameters["max_iter"] = options.max_iter
+    name = {"truncated": "n_components", "shrunk": "shrinkage"}.get(cell["method"])
+    parameters |= {name: cell["value"]} if name else {}
+    X, y = problem.rows
+    model: Any = ConvexBNClassifier(**parameters)
+    if problem.architecture.patch_size is not None:
+        a = problem.architecture
+        shape = {"patch_size": a.patch_size, "stride": a.stride, "pooling": a.pooling}
+        model = ConvexBNConvClassifier(a.image_shape, **shape, **parameters)
+    # The values the networks see: batch normalization at eps would feel another scale.
+    rows = X.reshape(len(X), -1) / 255 - 0.5
+    begin = time.process_time()
+    model.fit(rows, y)
+    seconds = time.process_time() - begin
+    found = problem.look(model.to_torch(), options.alpha)
+    own = {"gap": model.dual_gap_, "own_objective": model.objective_, "rounds": model.n_iter_}
+    return {**found, **own, "s": seconds, "units": model.n_neurons_}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the fits that have no file yet."""
+    options.cells.mkdir(parents=True, exist_ok=True)
+    for data in options.data:
+        for model in options.models:
+            problem = None
+            for cell in plan(model, options):
+                path = cell_path(options.cells, data, model, cell)
+                if path.is_file():
+                    continue
+                problem = problem or Problem(data, model, options)
+                if cell["method"] == "truncated" and cell["value"] >= problem.sizes["directions"]:
+                    continue
+                fit = by_gradients if cell["method"] in RATES else by_convex_form
+                found = {"data": data, "model": model, **cell, "sizes": problem.sizes}
+                found |= fit(problem, cell, options)
+                path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+                said = {key: round(found[key], 4) for key in ("test", "objective", "s")}
+                print(time.strftime("%H:%M:%S"), path.stem, said, flush=True)
+
+
+def cell_path(folder: Path, data: str, model: str, cell: Cell) -> Path:
+    """Return where a fit is kept."""
+    return folder / f"{data}-{model}-{cell['method']}-{cell['value']}-{cell['seed']}.json"
+
+
+# --------------------------------------------------------------------------------------
+# Report
+# --------------------------------------------------------------------------------------
+
+
+def read_cells(options: argparse.Namespace) -> list[Cell]:
+    """Return the fits there are, in the order of the plan."""
+    paths = [
+        cell_path(options.cells, data, model, cell)
+        for data in options.data
+        for model in options.models
+        for cell in plan(model, options)
+    ]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def groups(cells: list[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Return the fits of each (model, data)."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell["model"], cell["data"]), []).append(cell)
+    return found
+
+
+def settings_of(cells: list[Cell], method: str) -> list[list[Cell]]:
+    """Return the fits of a method, those of one value (its seeds) together."""
+    found: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        if cell["method"] == method:
+            found.setdefault(cell["value"], []).append(cell)
+    return list(found.values())
+
+
+def chosen(cells: list[Cell], method: str) -> list[Cell]:
+    """Return the fits of the value with the best mean accuracy on the validation images."""
+    candidates = settings_of(cells, method)
+    return max(candidates, key=lambda seeds: mean(seeds, "validation"), default=[])
+
+
+def mean(cells: list[Cell], key: str) -> float:
+    """Return a mean over seeds."""
+    return float(np.mean([cell[key] for cell in cells]))
+
+
+def table(cells: list[Cell], methods: Any, pick: Any) -> str:
+    """Return a table with a row for each list of seeds that `pick` gives for a method."""
+    header = ("set", "model", "method", "value", "test %", "validation %", "train %")
+    header = (*header, "objective", "estimated gap", "units", "s")
+    lines = ["| " + " | ".join(header) + " |", "|---|---|---|---:|" + "---:|" * 7]
+    for (model, data), group in groups(cells).items():
+        for method in methods:
+            for seeds in pick(group, method):
+                gap = seeds[0].get("gap")
+                spread = 50 * np.ptp([cell["test"] for cell in seeds])
+                value = "" if seeds[0]["value"] is None else f"{seeds[0]['value']:g}"
+                accuracies = [100 * mean(seeds, part) for part in ("test", "validation", "train")]
+                texts = [f"{accuracy:.1f}" for accuracy in accuracies]
+                texts[0] += f" ± {spread:.1f}" if len(seeds) > 1 else ""
+                texts += [f"{mean(seeds, 'objective'):.4f}", "" if gap is None else f"{gap:.3f}"]
+                texts += [str(seeds[0]["units"]), f"{mean(seeds, 's'):.1f}"]
+                lines.append("| " + " | ".join([data, model, NAMES[method], value, *texts]) + " |")
+    return "\n".join(lines)
+
+
+def draw_accuracies(cells: list[Cell], path: Path) -> None:
+    """Draw test accuracies over k, with the other methods as lines."""
+    import matplotlib.pyplot as plt
+
+    found = groups(cells)
+    models = list(dict.fromkeys(model for model, _ in found))
+    sets = list(dict.fromkeys(data for _, data in found))
+    figure, axes = plt.subplots(
+        *(len(models), len(sets)), figsize=(3.6 * len(sets), 3 * len(models)), squeeze=False
+    )
+    styles = {
+        "sgd": ("C1", "-"),
+        "adam": ("C2", "-"),
+        "optimum": ("C3", ":"),
+        "shrunk": ("C4", "--"),
+    }
+    for (model, data), group in found.items():
+        axis = axes[models.index(model), sets.index(data)]
+        curve = [
+            (seeds[0]["value"], 100 * seeds[0]["test"]) for seeds in settings_of(group, "truncated")
+        ]
+        axis.semilogx(*zip(*curve, strict=True), "ko-", ms=4, label="optimum, k directions")
+        for method, (color, line) in styles.items():
+            tests = [100 * cell["test"] for cell in chosen(group, method)]
+            axis.axhline(np.mean(tests), color=color, ls=line, label=NAMES[method])
+            axis.axhspan(min(tests), max(tests), color=color, alpha=0.2, lw=0)
+        axis.set(title=f"{data}, {model}, {group[0]['sizes']['train']} images", xlabel="k")
+        axis.grid(alpha=0.3)
+    for row in axes:
+        row[0].set_ylabel("test accuracy, %")
+    finish(figure, axes, path)
+
+
+def draw_energies(cells: list[Cell], path: Path) -> None:
+    """Draw the cumulated energy over the singular directions, along SGD and of optima."""
+    import matplotlib.pyplot as plt
+
+    found = groups(cells)
+    models = list(dict.fromkeys(model for model, _ in found))
+    sets = list(dict.fromkeys(data for _, data in found))
+    figure, axes = plt.subplots(
+        *(len(models), len(sets)), figsize=(3.6 * len(sets), 3 * len(models)), squeeze=False
+    )
+    for (model, data), group in found.items():
+        axis = axes[models.index(model), sets.index(data)]
+
+        def line(cell: Cell, axis: Any = axis, **style: Any) -> None:
+            total = np.cumsum(cell["energy"])
+            axis.semilogx(np.arange(1, len(total) + 1), total, **style)
+
+        course = chosen(group, "sgd")[0]["course"]
+        for i, look in enumerate(course):
+            shade = 0.85 - 0.85 * i / max(1, len(course) - 1)
+            line(look, color=str(shade), label=f"SGD, {look['epoch']} epochs")
+        line(chosen(group, "optimum")[0], color="C3", ls=":", lw=2, label="optimum")
+        best = chosen(group, "truncated")[0]
+        line(best, color="C0", ls="--", lw=2, label="optimum, best k")
+        axis.axvline(best["value"], color="C0", lw=0.5)
+        line(chosen(group, "shrunk")[0], color="C4", ls="--", lw=2, label="optimum, best shrinkage")
+        axis.set(title=f"{data}, {model}", xlabel="singular directions, the largest first")
+        axis.grid(alpha=0.3)
+    for row in axes:
+        row[0].set_ylabel("share of the energy")
+    finish(figure, axes, path)
+
+
+def finish(figure: Any, axes: Any, path: Path) -> None:
+    """Add the legend of the first panel below all, and save."""
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0.24 / len(axes), 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def report(cells: list[Cell], options: argparse.Namespace) -> None:
+    """Write the tables, the numbers behind them and the figures."""
+    about = circumstances()
+    sizes = [
+        f"- {data}, {model}: {group[0]['sizes']['train']} images to train, "
+        f"{group[0]['sizes']['validation']} to choose, {group[0]['sizes']['test']} to test, "
+        f"{group[0]['sizes']['directions']} singular directions; {group[0]['course'][-1]['epoch']} "
+        "epochs"
+        for (model, data), group in groups(cells).items()
+    ]
+    parts = [
+        "# Implicit regularization",
+        (__doc__ or "").split("\n\n", 1)[1].split("\n\nEach fit is")[0],
+        f"alpha {options.alpha:g}, batches of 100, momentum 0.9, tol {options.tol:g}, at most "
+        f"{options.max_iter} rounds. A ± is half the range of the seeds. Seconds are of one "
+        "processor.",
+        "\n".join(sizes),
+        "## Chosen by the validation images",
+        table(cells, NAMES, lambda group, method: [chosen(group, method)]),
+        "## All values",
+        table(cells, NAMES, settings_of),
+        "## Circumstances",
+        "\n".join(f"- {key}: {value}" for key, value in about.items()),
+    ]
+    options.results.mkdir(parents=True, exist_ok=True)
+    name = options.results / "bench_implicit_regularization"
+    name.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    content = {"circumstances": about, "cells": cells}
+    name.with_suffix(".json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    draw_accuracies(cells, options.figures / "implicit_accuracy.png")
+    draw_energies(cells, options.figures / "implicit_energy.png")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", nargs="+", choices=(*SETS, "digits"), default=SETS)
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    add("--alpha", type=float, default=3e-3)
+    add("--tol", type=float, default=0.1)
+    add("--max-iter", type=int, default=15)
+    add("--epochs", type=int, help="in place of those of MODELS")
+    add("--seeds", type=int, default=3)
+    add("--looks", type=int, nargs="+", default=[0, 1, 3, 10, 30], help="epochs with a look")
+    add("--validation", type=int, default=2000, help="images to choose by")
+    add("--cells", type=Path, default=Path(tempfile.gettempdir()) / "implicit_regularization")
+    add("--results", type=Path, default=HERE / "results")
+    add("--figures", type=Path, default=HERE.parent / "docs" / "images")
+    add("--report", action="store_true", help="run nothing")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the study and write its report."""
+    options = parse_arguments()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    if not options.report:
+        run(options)
+    report(read_cells(options), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
