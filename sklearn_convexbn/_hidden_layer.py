@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,12 +31,32 @@ LEAST_ROWS, MOST_ROWS = 256, {"cpu": 4096, "cuda": 2**20}
 STORED_BYTES = 2**27
 
 
+class WhitenedMatrix(Protocol):
+    """What is read of whitened rows (n, k): a tensor, or rows that are computed when read.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes that it takes of the memory.
+    """
+
+    shape: Any
+    dtype: torch.dtype
+    device: torch.device
+    nbytes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        """Return the rows of a slice, or those with the numbers in a tensor, (..., k)."""
+
+
 class HiddenLayer:
     """The map from unit directions to their activations on one set of rows.
 
     Parameters
     ----------
-    Z : torch.Tensor of shape (n, k)
+    Z : torch.Tensor or WhitenedMatrix of shape (n, k)
         Whitened rows, float32 or float64, on any device.
     shards : Shards, default=ALL_HERE
         Where the other rows are, if these are not all. Sums are over all rows; arrays with an
@@ -50,7 +71,12 @@ class HiddenLayer:
         Number of all rows.
     """
 
-    def __init__(self, Z: Tensor, shards: Shards = ALL_HERE, pooling: Pooling = IDENTITY) -> None:
+    def __init__(
+        self,
+        Z: WhitenedMatrix,
+        shards: Shards = ALL_HERE,
+        pooling: Pooling = IDENTITY,
+    ) -> None:
         self.Z, self.shards, self.pooling = Z, shards, pooling
         self.n_rows = shards.count(len(Z))
 
@@ -58,6 +84,11 @@ class HiddenLayer:
     def shape(self) -> tuple[int, int]:
         """Numbers of rows here and of coordinates (n, k)."""
         return self.Z.shape[0], self.Z.shape[1]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the whitened rows are in memory."""
+        return isinstance(self.Z, Tensor)
 
     def take(self, index: Tensor) -> HiddenLayer:
         """Return the layer on some of all rows, by their numbers, which are not pooled.
@@ -113,7 +144,7 @@ class HiddenLayer:
     def activations(self, Q: Tensor) -> Activations:
         """Return the activations of directions Q (k, m), stored if they are few."""
         n, m = self.shape[0] // self.pooling.n_patches, Q.shape[1] * self.pooling.n_cells
-        if Q.element_size() * n * m > max(STORED_BYTES, self.Z.element_size() * self.Z.numel()):
+        if Q.element_size() * n * m > max(STORED_BYTES, self.Z.nbytes):
             return ComputedActivations(self, Q)
         A = Q.new_empty(n, m)
         for rows, _, H in self.products(Q):

@@ -127,9 +127,10 @@ class Problem:
 
     Attributes
     ----------
-    Z : ndarray or torch.Tensor of shape (n, k), or (n K, k) for K patches of each sample
-        Whitened rows, last column ones; float32 where they are many. Fits, dual points and
-        their sums are computed where Z is; neurons are NumPy arrays always.
+    Z : ndarray, torch.Tensor or WhitenedRows of shape (n, k), or (n K, k) for K patches of a sample
+        Whitened rows, last column ones; float32 where they are many, and computed when they are
+        read where they do not fit into memory. Fits, dual points and their sums are computed
+        where Z is; neurons are NumPy arrays always.
     Y : ndarray or torch.Tensor of shape (n, C)
     p : ndarray or torch.Tensor of shape (n,)
         Row weights, positive, summing to one.
@@ -206,7 +207,7 @@ class Problem:
         Pooled units are cell by cell.
         """
         rows = self.pooling.rows(samples or slice(0, len(self.Y)))
-        H = float64(self.Z[rows]) @ like(directions.T, self.Z)
+        H = float64(self.Z[rows]) @ like(directions.T, self.Y)
         if self.activation == "gated_relu":
             return np.where(self.patterns[rows][:, gates], H, 0.0)
         pooled = self.pooling.pool(H.clip(min=0.0))
@@ -232,7 +233,7 @@ class Problem:
 
         A bit a row; of rows that are elsewhere, a hash of these bits.
         """
-        Q = like(directions.T, self.Z)
+        Q = like(directions.T, self.Y)
         blocks = (float64(self.Z[self.pooling.rows(samples)]) for samples in self.slices())
         packed = [np.packbits(as_numpy(Z @ Q > 0), axis=0).T for Z in blocks]
         keys = np.hstack(packed)

@@ -128,7 +128,7 @@ def circle_maxima(layer: HiddenLayer, Lambda: Tensor, bases: Tensor, tangents: T
     bases, tangents : torch.Tensor of shape (k, S)
         Orthonormal pairs; a circle is ``cos(t) base + sin(t) tangent``.
     """
-    Z = layer.Z.to(bases.dtype)
+    Z = layer.Z[:].to(bases.dtype)
     block = max(1, CIRCLE_ELEMENTS // max(1, Z.shape[0]))
     parts = [
         _circle_block(Z, Lambda, q, t)
@@ -262,12 +262,12 @@ class Search:
     maxima: np.ndarray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        # Few rows that are spread over processes are gathered: searches on all of them everywhere
-        # cost less than adding up. Few pooled rows are treated one by one.
+        # Few rows that are spread over processes, or computed when read, are gathered: searches on
+        # all of them here cost less. Few pooled rows are treated one by one.
         self._shards, self._whole, n = self.layer.shards, self.layer, self.layer.n_rows
         self._gathered: Tensor | None = None
-        pooled = not self.layer.pooling.is_identity
-        if (self._shards.size > 1 or pooled) and n <= STEERING_ROWS:
+        elsewhere = self._shards.size > 1 or not self.layer.is_stored
+        if (elsewhere or not self.layer.pooling.is_identity) and n <= STEERING_ROWS:
             self._gathered = torch.arange(n, device=self.layer.Z.device)
             self.layer = self.layer.take(self._gathered)
 
@@ -341,7 +341,7 @@ class Search:
     def gathered(self, Lambda: Array) -> tuple[np.ndarray, np.ndarray]:
         """Return Z (n, k) and a dual point (n, G C) on all rows, which must be few, as arrays."""
         dual = self._dual(Lambda)
-        if not dual.layer.pooling.is_identity:
+        if not (dual.layer.is_stored and dual.layer.pooling.is_identity):
             dual = dual.take(torch.arange(self.layer.n_rows, device=self.layer.Z.device))
         return as_numpy(dual.layer.Z), as_numpy(dual.Lambda)
 

@@ -20,7 +20,7 @@ from sklearn_convexbn._arrangements import (
     enumerate_gates,
     random_directions,
 )
-from sklearn_convexbn._arrays import like
+from sklearn_convexbn._arrays import Array, is_tensor, like
 from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._device import resolve_device
@@ -61,6 +61,9 @@ FIT_CONSTRAINTS: dict[str, list[Any]] = {
 #: Whitened rows of this many numbers or more are stored in float32 if the tolerance is at least
 #: this: rounding moves the objective by much less.
 COMPACT_NUMBERS, COMPACT_TOLERANCE = 2**20, 1e-3
+
+#: Whitened rows that would take more of the memory than this are computed when they are read.
+STORED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -168,29 +171,36 @@ def state_problem(
 ) -> tuple[Problem, Whitening]:
     """Whiten the rows and state the problem, without a list of arrangements.
 
-    The problem is in NumPy arrays, or where `rows` are if they are given: those of the data.
-    `compact` stores the whitened rows in float32 where they are many and outnumber their columns.
+    The problem is in NumPy arrays, or where `rows` are if they are given, those of the data, for
+    the pursuit. `compact` keeps the whitened rows in float32 where they are many and outnumber
+    their columns. Those that the pursuit has not the memory for are computed as it reads them.
     """
-    rows, weights, pooling = data.rows.on_cpu() if rows is None else rows, data.weights, IDENTITY
+    pursued, rows = rows is not None, data.rows.on_cpu() if rows is None else rows
+    weights, pooling = data.weights, IDENTITY
     if data.patches is not None:
-        rows, pooling = PatchRows(rows, data.patches), data.patches.pooling
+        pooling = data.patches.pooling
         weights = np.repeat(weights / pooling.n_patches, pooling.n_patches)
+    cut = _cut(rows, data.patches)
     whitening = whitening_of(
-        rows,
+        cut,
         weights,
         n_components=n_components,
         shrinkage=shrinkage,
         shards=data.shards,
     )
     k = whitening.n_components + 1
-    n = data.shards.total(float(len(rows)))  # what all processes decide alike by
+    n = data.shards.total(float(len(cut)))  # what all processes decide alike by
     compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
-    check_rows_fit(len(rows), k, compact=compact)
-    Z = whitening.transform(rows, compact=compact)
+    if pursued and data.shards.size == 1 and not _is_stored(len(cut), k, rows, compact=compact):
+        rows = rows if is_tensor(rows.example) else rows.to("cpu")
+        Z = _computed(_cut(rows, data.patches), whitening, compact=compact)
+    else:
+        check_rows_fit(len(cut), k, compact=compact)
+        Z = whitening.transform(cut, compact=compact)
     problem = Problem(
         Z=Z,
-        Y=like(data.Y, Z),
-        p=like(data.weights / data.shards.total(data.weights.sum()), Z),
+        Y=like(data.Y, rows.example),
+        p=like(data.weights / data.shards.total(data.weights.sum()), rows.example),
         loss=data.loss,
         alpha=alpha,
         fit_intercept=fit_intercept,
@@ -202,6 +212,26 @@ def state_problem(
         pooling=pooling,
     )
     return problem, whitening
+
+
+def _cut(rows: Rows, patches: Patches | None) -> Rows:
+    """Return rows, or the patches of rows that are images."""
+    return rows if patches is None else PatchRows(rows, patches)
+
+
+def _is_stored(n: int, k: int, rows: Rows, *, compact: bool) -> bool:
+    """Return whether whitened rows (n, k) had better be in the memory where `rows` are."""
+    available = memory_of(rows.example)
+    return available is None or (4 if compact else 8) * n * k <= STORED_SHARE * available
+
+
+def _computed(rows: Rows, whitening: Whitening, *, compact: bool) -> Array:
+    """Return whitened rows that are computed when they are read."""
+    import torch
+
+    from sklearn_convexbn._whitened_rows import WhitenedRows
+
+    return WhitenedRows(rows, whitening, torch.float32 if compact else torch.float64)
 
 
 def train_path(
@@ -398,6 +428,15 @@ def check_rows_fit(n: int, k: int, *, compact: bool) -> None:
             f"estimate), more than this machine's {available / 2**30:.1f} GiB. Keep fewer "
             "directions with n_components."
         )
+
+
+def memory_of(a: Array) -> int | None:
+    """Return the bytes of memory where an array is, or None where that is not told."""
+    if is_tensor(a) and a.device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(a.device).total_memory)
+    return physical_memory()
 
 
 def physical_memory() -> int | None:

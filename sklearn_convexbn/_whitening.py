@@ -77,16 +77,23 @@ class Whitening:
         example = rows.example
         xp = array_namespace(example)
         dtype = xp.float32 if compact else xp.float64
-        Z = xp.ones((len(rows), self.n_components + 1), dtype=dtype, **on_device(example))
-        mean, components, scales = (
-            like(a, example) for a in (self.mean, self.components, self.scales)
-        )
+        Z = xp.empty((len(rows), self.n_components + 1), dtype=dtype, **on_device(example))
         if rows.stay_sparse:
+            Z[:, -1] = 1.0
             for block, part in rows.multipliable(0):
-                Z[block, :-1] = (part @ components - mean @ components) / scales
+                centre = self.mean @ self.components
+                Z[block, :-1] = (part @ self.components - centre) / self.scales
             return Z
         for block, part in rows.blocks():
-            Z[block, :-1] = (part - mean) @ components / scales
+            Z[block] = self.of_block(part, dtype)
+        return Z
+
+    def of_block(self, X: Array, dtype: Any) -> Array:
+        """Map rows of X (n, d), float64, to rows of Z (n, k + 1) of a dtype."""
+        mean, components, scales = (like(a, X) for a in (self.mean, self.components, self.scales))
+        xp = array_namespace(X)
+        Z = xp.ones((len(X), self.n_components + 1), dtype=dtype, **on_device(X))
+        Z[:, :-1] = (X - mean) @ components / scales
         return Z
 
     def hidden_layer(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

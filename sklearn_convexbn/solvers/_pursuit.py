@@ -193,9 +193,11 @@ class _TorchProblem:
 
         from sklearn_convexbn._hidden_layer import HiddenLayer
 
-        if is_tensor(problem.Z):
-            device = problem.Z.device
-        Z = torch.as_tensor(problem.Z, device=device)
+        Z = problem.Z
+        if is_tensor(problem.Y):
+            device = problem.Y.device
+        if isinstance(Z, np.ndarray):
+            Z = torch.as_tensor(Z, device=device)
         self.layer = HiddenLayer(Z, problem.shards, problem.pooling)
         self.Y = torch.as_tensor(problem.Y, device=device)
         self.p = torch.as_tensor(problem.p, device=device)
