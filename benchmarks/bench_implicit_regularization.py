@@ -53,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dense": {"rows": 3000, "units": 256, "epochs": 100, "patch": None},
     "conv": {"rows": 2000, "units": 128, "epochs": 40, "patch": (6, 4), "pooling": 2},
 }
-RATES = {"sgd": (0.01, 0.1, 1.0), "adam": (0.001, 0.01, 0.1)}
+RATES = {"sgd": (0.001, 0.01, 0.1, 1.0), "adam": (0.0001, 0.001, 0.01, 0.1)}
 COMPONENTS = {"dense": (10, 20, 40, 80, 160, 320), "conv": (5, 10, 20, 40, 80)}
 SHRINKAGES = (0.1, 0.5, 1.0)
 NAMES = {
