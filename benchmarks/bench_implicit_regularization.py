@@ -48,12 +48,15 @@ from sklearn_convexbn import ConvexBNClassifier, ConvexBNConvClassifier
 
 HERE = Path(__file__).resolve().parent
 SETS = ("mnist", "fashion_mnist", "cifar10")
-#: Images to train with; hidden units and epochs of gradient methods; patch size and stride.
+#: Images to train with; hidden units, epochs and seeds of gradient methods; patch size, stride.
 MODELS: dict[str, dict[str, Any]] = {
-    "dense": {"rows": 3000, "units": 256, "epochs": 100, "patch": None},
-    "conv": {"rows": 2000, "units": 128, "epochs": 40, "patch": (6, 4), "pooling": 2},
+    "dense": {"rows": 3000, "units": 256, "epochs": 100, "seeds": 3, "patch": None},
+    "conv": {"rows": 2000, "units": 128, "epochs": 40, "seeds": 2, "patch": (6, 4), "pooling": 2},
 }
-RATES = {"sgd": (0.001, 0.01, 0.1, 1.0), "adam": (0.0001, 0.001, 0.01, 0.1)}
+RATES = {
+    "dense": {"sgd": (1e-4, 1e-3, 0.01, 0.1, 1.0), "adam": (1e-5, 1e-4, 1e-3, 0.01, 0.1)},
+    "conv": {"sgd": (1e-3, 0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 0.01, 0.1)},
+}
 COMPONENTS = {"dense": (10, 20, 40, 80, 160, 320), "conv": (5, 10, 20, 40, 80)}
 SHRINKAGES = (0.1, 0.5, 1.0)
 NAMES = {
@@ -92,8 +95,7 @@ class Problem:
     def sizes(self) -> dict[str, int]:
         """Number of images of each part, and of singular directions."""
         counts = {part: len(images) for part, (images, _) in self.parts.items()}
-        values = torch.linalg.eigvalsh(self.moments.covariance)
-        return counts | {"directions": int((values > 1e-9 * values[-1]).sum())}
+        return counts | {"directions": len(self.moments.directions[0])}
 
     def look(self, network: torch.nn.Sequential, alpha: float) -> Cell:
         """Return the objective, accuracies and energies of a network."""
@@ -108,9 +110,9 @@ class Problem:
 
 def plan(model: str, options: argparse.Namespace) -> Iterator[Cell]:
     """Yield the fits of a model: method, its value, seed."""
-    for method, rates in RATES.items():
+    for method, rates in RATES[model].items():
         for rate in rates:
-            for seed in range(options.seeds):
+            for seed in range(options.seeds or MODELS[model]["seeds"]):
                 yield {"method": method, "value": rate, "seed": seed}
     yield {"method": "optimum", "value": None, "seed": 0}
     for k in COMPONENTS[model]:
@@ -168,7 +170,7 @@ def run(options: argparse.Namespace) -> None:
                 problem = problem or Problem(data, model, options)
                 if cell["method"] == "truncated" and cell["value"] >= problem.sizes["directions"]:
                     continue
-                fit = by_gradients if cell["method"] in RATES else by_convex_form
+                fit = by_gradients if cell["method"] in RATES[model] else by_convex_form
                 found = {"data": data, "model": model, **cell, "sizes": problem.sizes}
                 found |= fit(problem, cell, options)
                 path.write_text(json.dumps(found) + "\n", encoding="utf-8")
@@ -365,7 +367,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--tol", type=float, default=0.1)
     add("--max-iter", type=int, default=15)
     add("--epochs", type=int, help="in place of those of MODELS")
-    add("--seeds", type=int, default=3)
+    add("--seeds", type=int, help="in place of those of MODELS")
     add("--looks", type=int, nargs="+", default=[0, 1, 3, 10, 30], help="epochs with a look")
     add("--validation", type=int, default=2000, help="images to choose by")
     add("--cells", type=Path, default=Path(tempfile.gettempdir()) / "implicit_regularization")

@@ -1,10 +1,12 @@
-"""Choice of the torch device, and what a fork leaves of torch's threads."""
+"""Choice of the torch device, its memory, and what a fork leaves of torch's threads."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: The thread that a fork has copied into this process, if torch was loaded before; else None.
 _forked_thread: int | None = None
@@ -33,6 +35,28 @@ def one_thread_after_fork() -> None:
 
         torch.set_num_threads(1)
         _forked_thread = None
+
+
+@contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Say what helps where a torch device runs out of memory.
+
+    Raises
+    ------
+    MemoryError
+        With what torch says of the amount.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise MemoryError(
+            "The device has not enough memory for this fit. Keep fewer directions with "
+            "n_components, free what else is on the device, or use device='cpu' with arrays that "
+            f"are not on it. torch says: {error}"
+        ) from error
 
 
 def resolve_device(device: str | None) -> str:

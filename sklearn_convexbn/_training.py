@@ -23,7 +23,7 @@ from sklearn_convexbn._arrangements import (
 from sklearn_convexbn._arrays import Array, is_tensor, like
 from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn._data import TargetScaling
-from sklearn_convexbn._device import resolve_device
+from sklearn_convexbn._device import out_of_memory_explained, resolve_device
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn._patches import Patches, PatchRows
@@ -259,6 +259,7 @@ def train_path(
         yield trained
 
 
+@out_of_memory_explained()
 def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     """Whiten, state the problem and choose its solver.
 
@@ -266,6 +267,8 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     ------
     ValueError
         If the solver does not handle the problem, or it does not fit into memory.
+    MemoryError
+        If it does not fit into the memory of a torch device.
     """
     # The pursuit, which "auto" means for ReLU unless rows are few, computes where the rows are and
     # reads them in float32; the other solvers begin with NumPy arrays in float64.
@@ -287,6 +290,7 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     return Prepared(problem, whitening, data.target, solver, data.patches)
 
 
+@out_of_memory_explained()
 def solve(
     prepared: Prepared,
     settings: TrainingSettings,
@@ -294,7 +298,13 @@ def solve(
     start: Neurons | None = None,
     monitor: solvers.Monitor | None = None,
 ) -> Trained:
-    """Solve a prepared problem and recover the network."""
+    """Solve a prepared problem and recover the network.
+
+    Raises
+    ------
+    MemoryError
+        If it does not fit into the memory of a torch device.
+    """
     whitening = prepared.whitening
     run_settings = solvers.RunSettings(
         tol=settings.tol,

@@ -18,6 +18,7 @@ from sklearn_convexbn._search import (
     distinct_violators,
     vertices,
 )
+from sklearn_convexbn._whitening import Whitening
 from sklearn_convexbn.solvers._pursuit import (
     _TorchProblem,
     merge_equal_units,
@@ -273,6 +274,22 @@ def test_cuda_gives_the_same_network():
     X, y = load_diabetes(return_X_y=True)
     a, b = (ConvexBNRegressor(0.05, device=d, random_state=0).fit(X, y) for d in ("cpu", "cuda"))
     assert a.objective_ == pytest.approx(b.objective_, rel=1e-2)
+
+
+def test_device_without_memory_leaves_the_estimator_and_says_what_helps(monkeypatch):
+    X, y = load_diabetes(return_X_y=True)
+    model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)
+    before = model.predict(X)
+
+    def fail(self, *args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    for owner, name in ((Search, "__call__"), (Whitening, "transform")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, fail)
+            with pytest.raises(MemoryError, match=r"n_components.* 3.00 GiB"):
+                model.fit(X, 2 * y)
+        np.testing.assert_array_equal(model.predict(X), before)
 
 
 def test_many_rows_of_many_features_are_fitted():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -89,6 +90,13 @@ class Moments:
             covariance.addmm_(rows.T, rows, alpha=1 / n)
         return cls(mean, covariance)
 
+    @cached_property
+    def directions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Standard deviations (r,) and principal directions (d, r), the largest first."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        kept = torch.arange(len(values) - 1, -1, -1)[: int((values > 1e-9 * values[-1]).sum())]
+        return values[kept].sqrt(), vectors[:, kept]
+
     def normalize(self, network: Network) -> None:
         """Give a network the statistics of these patches, and leave it in eval mode."""
         weights = network[0].weight.detach().flatten(1).double()
@@ -104,9 +112,7 @@ class Moments:
         diagonal of ``sum_j |v_j| q_j q_j^T / |q_j|`` without the ones, divided by its trace: of
         the mass ``|q_j| |v_j|``, which is what the penalty sums, the part along each direction.
         """
-        values, vectors = torch.linalg.eigh(self.covariance)
-        kept = torch.arange(len(values) - 1, -1, -1)[: int((values > 1e-9 * values[-1]).sum())]
-        deviations, V = values[kept].sqrt(), vectors[:, kept]
+        deviations, V = self.directions
         norm, output = network[1], network[-1].weight.detach().double()
         units = len(norm.weight)
         q = network[0].weight.detach().flatten(1).double() @ V * deviations
