@@ -13,7 +13,7 @@ OLDEST_PYTHON ?= python3.11
 NEWEST := .venv-newest
 NEWEST_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-range test-oldest test-newest lint docs bench clean
+.PHONY: demo test test-range test-oldest test-newest lint docs bench study clean
 
 demo: $(VENV)/.installed
 	MPLBACKEND=Agg $(BIN)/python examples/plot_digits.py
@@ -43,6 +43,10 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bench_gated.py
 	$(BIN)/python benchmarks/bench_lists.py
+
+# About an hour and a half on one core; the images are in the folder SKLEARN_CONVEXBN_DATA.
+study: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench_implicit_regularization.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

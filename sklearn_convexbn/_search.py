@@ -263,13 +263,17 @@ class Search:
 
     def __post_init__(self) -> None:
         # Few rows that are spread over processes, or computed when read, are gathered: searches on
-        # all of them here cost less. Few pooled rows are treated one by one.
-        self._shards, self._whole, n = self.layer.shards, self.layer, self.layer.n_rows
+        # all of them here cost less.
+        self._shards, self._whole = self.layer.shards, self.layer
         self._gathered: Tensor | None = None
-        elsewhere = self._shards.size > 1 or not self.layer.is_stored
-        if (elsewhere or not self.layer.pooling.is_identity) and n <= STEERING_ROWS:
-            self._gathered = torch.arange(n, device=self.layer.Z.device)
+        self._sampled = self.layer.n_rows > STEERING_ROWS
+        if self._sampled:
+            return
+        if self._shards.size > 1:
+            self._gathered = self._all_rows()
             self.layer = self.layer.take(self._gathered)
+        elif not self.layer.is_stored:
+            self.layer = HiddenLayer(self.layer.Z[:], pooling=self.layer.pooling)
 
     def __call__(
         self,
@@ -313,7 +317,7 @@ class Search:
         whole = self._dual(Lambda)
         part = self._subset(whole)
         starts, first = map(self._tensor, self._starts(units, n_starts))
-        if steered and part is not whole:
+        if steered and self._sampled:
             near = whole.best(part.ascended(starts, first, n_steps))
             found = whole.ascended(near, NEAR, n_steps // 2)
         else:
@@ -323,7 +327,7 @@ class Search:
             self._remember(values, directions, units)
             circles = self._circles(part, units, n_circles, whole=generation % 2 == 1)
             starts = circle_maxima(part.layer, part.scaled, *map(self._tensor, circles))
-            starts = starts if part is whole else whole.best(starts)
+            starts = whole.best(starts) if self._sampled else starts
             found = whole.ascended(starts, CIRCLE_STEP, n_steps)
             values = np.concatenate([values, whole.values(found)])
             directions = np.hstack([directions, found.cpu().numpy()])
@@ -342,18 +346,21 @@ class Search:
         """Return Z (n, k) and a dual point (n, G C) on all rows, which must be few, as arrays."""
         dual = self._dual(Lambda)
         if not (dual.layer.is_stored and dual.layer.pooling.is_identity):
-            dual = dual.take(torch.arange(self.layer.n_rows, device=self.layer.Z.device))
+            dual = dual.take(self._all_rows())
         return as_numpy(dual.layer.Z), as_numpy(dual.Lambda)
+
+    def _all_rows(self) -> Tensor:
+        return torch.arange(self.layer.n_rows, device=self.layer.Z.device)
 
     def _subset(self, whole: _Dual) -> _Dual:
         """Return the dual point on a random subset of the rows, or on all if they are few.
 
-        All rows of the subset are in this process.
+        All rows of the subset are in this process, and none are pooled.
         """
-        n = self.layer.n_rows
-        if n <= STEERING_ROWS:
-            return whole
-        rows = self.random_state.randint(n, size=STEERING_ROWS)
+        if not self._sampled:
+            pooled = not whole.layer.pooling.is_identity
+            return whole.take(self._all_rows()) if pooled else whole
+        rows = self.random_state.randint(self.layer.n_rows, size=STEERING_ROWS)
         index = torch.as_tensor(np.sort(rows), device=self.layer.Z.device)
         return whole.take(index)
 

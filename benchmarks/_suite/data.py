@@ -45,6 +45,10 @@ def load_images(name: str) -> tuple[NDArray[np.uint8], ...]:
         X = np.asarray(15 * X, dtype=np.uint8).reshape(-1, 8, 8, 1)
         return X[:1400], y[:1400], X[1400:], y[1400:]
     folder = data_folder() / name
+    if not folder.is_dir():
+        raise SystemExit(
+            f"No images in {folder}: name the folder that has {name}/ in SKLEARN_CONVEXBN_DATA."
+        )
     paths = {part: folder / f"{name}_{part}.npz" for part in ("train", "test")}
     if paths["train"].is_file():
         arrays = []
