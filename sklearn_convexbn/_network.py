@@ -200,13 +200,12 @@ def _hidden_blocks(
     patches: Patches | None,
 ) -> Iterator[tuple[slice, Array]]:
     """Yield slices of rows and the values (rows, m) of the hidden units there, pooled (., m G)."""
-    if patches is not None:
-        rows = PatchRows(rows, patches)
+    cut = rows if patches is None else PatchRows(rows, patches)
     example = rows.example
     W, w0 = like(W, example), like(w0, example)
     G = None if gates is None else like(gates, example)
     pooling = IDENTITY if patches is None else patches.pooling
-    for block, part in rows.multipliable(W.shape[1], PREDICTED_NUMBERS):
+    for block, part in cut.multipliable(W.shape[1], PREDICTED_NUMBERS):
         hidden = part @ W
         hidden += w0
         hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from sklearn_convexbn._arrays import Array, array_namespace, as_numpy
 from sklearn_convexbn._pooling import Pooling, grid_pooling
-from sklearn_convexbn._rows import BLOCK_NUMBERS, Rows
+from sklearn_convexbn._rows import RowBlocks, Rows
 
 #: Added to the variance of a patch in local contrast normalization, as a share of the mean
 #: variance of the training patches.
@@ -96,7 +95,7 @@ def _normalized(patches: Array, contrast: float) -> Array:
     return centred / array_namespace(scale).where(scale > 0, scale, 1.0)[:, None]
 
 
-class PatchRows(Rows):
+class PatchRows(RowBlocks):
     """The patches of images as rows, cut when they are read.
 
     Parameters
@@ -108,7 +107,6 @@ class PatchRows(Rows):
 
     def __init__(self, images: Rows, patches: Patches) -> None:
         self.images, self.patches = images, patches
-        self.device = images.device
 
     def __len__(self) -> int:
         return len(self.images) * self.patches.n_patches
@@ -118,25 +116,14 @@ class PatchRows(Rows):
         return len(self), self.patches.n_features
 
     @property
-    def stay_sparse(self) -> bool:
-        return False
-
-    @property
     def example(self) -> Array:
         return self.images.example
 
-    def slices(self, width: int = 0, numbers: int = BLOCK_NUMBERS) -> Iterator[slice]:
-        (n, h), K = self.shape, self.patches.n_patches
-        size = max(1, numbers // ((h + width) * K)) * K
-        for start in range(0, n, size):
-            yield slice(start, min(start + size, n))
+    def slices(self, width: int = 0, numbers: int | None = None) -> Iterator[slice]:
+        yield from self._slices(self.shape[1] + width, numbers, unit=self.patches.n_patches)
 
     def __getitem__(self, rows: slice) -> Array:
         K = self.patches.n_patches
         first, last = rows.start // K, -(-rows.stop // K)
         patches = self.patches.cut(self.images[slice(first, last)])
         return patches[rows.start - first * K : rows.stop - first * K]
-
-    def multipliable(self, width: int, numbers: int = BLOCK_NUMBERS) -> Iterator[tuple[slice, Any]]:
-        for rows in self.slices(width, numbers):
-            yield rows, self[rows]

@@ -7,6 +7,7 @@ dense float64 rows are enough; X is never copied whole.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,78 @@ BLOCK_NUMBERS = 2**21
 DENSE_COLUMNS = 1000
 
 
-class Rows:
+class RowBlocks(ABC):
+    """A matrix (n, d) that is read a block of rows at a time, dense and in float64."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, rows: slice) -> Array:
+        """Return a block of rows (rows, d), dense and in float64."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns (n, d)."""
+
+    @property
+    @abstractmethod
+    def example(self) -> Array:
+        """An array without numbers, of the kind and on the device of the blocks."""
+
+    @property
+    def stay_sparse(self) -> bool:
+        """Whether blocks had better be multiplied as they are, sparse."""
+        return False
+
+    def slices(self, width: int = 0, numbers: int | None = None) -> Iterator[slice]:
+        """Yield slices of rows that are read together.
+
+        A block and `width` numbers more for each of its rows are about `numbers` numbers,
+        `BLOCK_NUMBERS` if that is None.
+        """
+        yield from self._slices(self.shape[1] + width, numbers)
+
+    def _slices(self, a_row: int, numbers: int | None, unit: int = 1) -> Iterator[slice]:
+        """Yield slices of multiples of `unit` rows that take `a_row` numbers each."""
+        n = len(self)
+        size = max(1, (numbers or BLOCK_NUMBERS) // max(1, a_row * unit)) * unit
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Yield slices of rows and these rows, dense and in float64."""
+        for rows in self.slices():
+            yield rows, self[rows]
+
+    def multipliable(self, width: int, numbers: int | None = None) -> Iterator[tuple[slice, Any]]:
+        """Yield :meth:`slices` and these rows, sparse where X is and stays on the CPU."""
+        for rows in self.slices(width, numbers):
+            yield rows, self[rows]
+
+    def to_array(self) -> Array:
+        """Return all rows (n, d), dense and in float64."""
+        return self[slice(0, len(self))]
+
+    def dot(self, V: Array) -> Array:
+        """Return ``X V`` (n, m) for V (d, m)."""
+        xp = array_namespace(V)
+        out = xp.empty((len(self), V.shape[1]), dtype=V.dtype, **on_device(V))
+        for rows, block in self.multipliable(V.shape[1]):
+            out[rows] = block @ V
+        return out
+
+    def transposed_dot(self, W: Array) -> Array:
+        """Return ``X^T W`` (d, m) for W (n, m)."""
+        xp = array_namespace(W)
+        out = xp.zeros((self.shape[1], W.shape[1]), dtype=W.dtype, **on_device(W))
+        for rows, block in self.multipliable(W.shape[1]):
+            out += block.T @ W[rows]
+        return out
+
+
+class Rows(RowBlocks):
     """Rows of X in the order of an index.
 
     Parameters
@@ -58,12 +130,10 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Numbers of rows and columns (n, d)."""
         return len(self), self.X.shape[1]
 
     @property
     def stay_sparse(self) -> bool:
-        """Whether blocks had better be multiplied as they are, sparse."""
         return sparse.issparse(self.X) and self.device is None and self.shape[1] > DENSE_COLUMNS
 
     def take(self, index: np.ndarray) -> Rows:
@@ -80,20 +150,11 @@ class Rows:
 
     @property
     def example(self) -> Array:
-        """An array without numbers, of the kind and on the device of the blocks."""
         if sparse.issparse(self.X):
             return self._placed(np.zeros((0, self.shape[1])))
         return self[slice(0, 0)]
 
-    def slices(self) -> Iterator[slice]:
-        """Yield slices of rows that are read together."""
-        n, d = self.shape
-        size = max(1, BLOCK_NUMBERS // max(1, d))
-        for start in range(0, n, size):
-            yield slice(start, min(start + size, n))
-
     def __getitem__(self, rows: slice) -> Array:
-        """Return a block of rows (rows, d), dense and in float64."""
         block = self._stored(rows)
         return self._placed(block.toarray() if sparse.issparse(block) else block)
 
@@ -109,40 +170,10 @@ class Rows:
 
         return torch.as_tensor(block, dtype=torch.float64, device=self.device)
 
-    def blocks(self) -> Iterator[tuple[slice, Array]]:
-        """Yield slices of rows and these rows, dense and in float64."""
-        for rows in self.slices():
-            yield rows, self[rows]
-
-    def to_array(self) -> Array:
-        """Return all rows (n, d), dense and in float64."""
-        return self[slice(0, len(self))]
-
-    def dot(self, V: Array) -> Array:
-        """Return ``X V`` (n, m) for V (d, m)."""
-        xp = array_namespace(V)
-        out = xp.empty((len(self), V.shape[1]), dtype=V.dtype, **on_device(V))
-        for rows, block in self.multipliable(V.shape[1]):
-            out[rows] = block @ V
-        return out
-
-    def transposed_dot(self, W: Array) -> Array:
-        """Return ``X^T W`` (d, m) for W (n, m)."""
-        xp = array_namespace(W)
-        out = xp.zeros((self.shape[1], W.shape[1]), dtype=W.dtype, **on_device(W))
-        for rows, block in self.multipliable(W.shape[1]):
-            out += block.T @ W[rows]
-        return out
-
-    def multipliable(self, width: int, numbers: int = BLOCK_NUMBERS) -> Iterator[tuple[slice, Any]]:
-        """Yield slices of rows and these rows, sparse where X is and stays on the CPU.
-
-        A block and `width` numbers more for each of its rows are about `numbers` numbers.
-        """
-        n, d = self.shape
-        in_place = sparse.issparse(self.X) and self.device is None
-        a_row = self.X.nnz // max(1, self.X.shape[0]) if in_place else d
-        size = max(1, numbers // max(1, a_row + width))
-        for start in range(0, n, size):
-            rows = slice(start, min(start + size, n))
-            yield rows, self._stored(rows).astype(np.float64) if in_place else self[rows]
+    def multipliable(self, width: int, numbers: int | None = None) -> Iterator[tuple[slice, Any]]:
+        if not sparse.issparse(self.X) or self.device is not None:
+            yield from super().multipliable(width, numbers)
+            return
+        stored = self.X.nnz // max(1, self.X.shape[0])
+        for rows in self._slices(stored + width, numbers):
+            yield rows, self._stored(rows).astype(np.float64)

@@ -29,7 +29,7 @@ from sklearn_convexbn._network import Network, neurons_of_network, recover_netwo
 from sklearn_convexbn._patches import Patches, PatchRows
 from sklearn_convexbn._pooling import IDENTITY
 from sklearn_convexbn._problem import Neurons, Problem
-from sklearn_convexbn._rows import Rows
+from sklearn_convexbn._rows import RowBlocks, Rows
 from sklearn_convexbn._whitening import Whitening, whitening_of
 
 #: What the parameters that state a problem may be, as scikit-learn's constraints.
@@ -214,18 +214,18 @@ def state_problem(
     return problem, whitening
 
 
-def _cut(rows: Rows, patches: Patches | None) -> Rows:
+def _cut(rows: Rows, patches: Patches | None) -> RowBlocks:
     """Return rows, or the patches of rows that are images."""
     return rows if patches is None else PatchRows(rows, patches)
 
 
-def _is_stored(n: int, k: int, rows: Rows, *, compact: bool) -> bool:
+def _is_stored(n: int, k: int, rows: RowBlocks, *, compact: bool) -> bool:
     """Return whether whitened rows (n, k) had better be in the memory where `rows` are."""
     available = memory_of(rows.example)
     return available is None or (4 if compact else 8) * n * k <= STORED_SHARE * available
 
 
-def _computed(rows: Rows, whitening: Whitening, *, compact: bool) -> Array:
+def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Array:
     """Return whitened rows that are computed when they are read."""
     import torch
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._rows import Rows
+from sklearn_convexbn._rows import RowBlocks
 from sklearn_convexbn._whitening import Whitening
 
 
@@ -19,8 +19,8 @@ class WhitenedRows:
 
     Parameters
     ----------
-    rows : Rows
-        Rows of X with blocks that are tensors, never sparse.
+    rows : RowBlocks
+        Rows of X in blocks that are tensors.
     whitening : Whitening
     dtype : torch.dtype
         float32 or float64; computed in float64.
@@ -29,7 +29,7 @@ class WhitenedRows:
     #: Bytes that are in memory.
     nbytes = 0
 
-    def __init__(self, rows: Rows, whitening: Whitening, dtype: torch.dtype) -> None:
+    def __init__(self, rows: RowBlocks, whitening: Whitening, dtype: torch.dtype) -> None:
         self.rows, self.whitening, self.dtype = rows, whitening, dtype
         self.device = rows.example.device
         self.shape = (len(rows), whitening.n_components + 1)

@@ -23,7 +23,7 @@ from sklearn_convexbn._arrays import (
     like,
     on_device,
 )
-from sklearn_convexbn._rows import BLOCK_NUMBERS, Rows
+from sklearn_convexbn._rows import BLOCK_NUMBERS, RowBlocks, Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: The decomposition is randomized where the smaller side of X is at least this size and at least
@@ -69,11 +69,12 @@ class Whitening:
         return int(self.scales.shape[0])
 
     def transform(self, X: Any, *, compact: bool = False) -> Array:
-        """Map rows of X (n, d), or :class:`Rows`, to rows of Z (n, k + 1); the last column is ones.
+        """Map rows of X (n, d), an array or :class:`RowBlocks`, to rows of Z (n, k + 1).
 
-        Computed in float64 and stored in that, or in float32 if `compact`, where X is.
+        The last column is ones. Computed in float64 and stored in that, or in float32 if
+        `compact`, where X is.
         """
-        rows = X if isinstance(X, Rows) else Rows(X)
+        rows = X if isinstance(X, RowBlocks) else Rows(X)
         example = rows.example
         xp = array_namespace(example)
         dtype = xp.float32 if compact else xp.float64
@@ -113,7 +114,7 @@ def whiten(
 
     Parameters
     ----------
-    X : array of shape (n, d), sparse matrix or Rows
+    X : array of shape (n, d), sparse matrix or RowBlocks
     weights : ndarray of shape (n,)
         Positive row weights.
     n_components : int, float or None
@@ -147,7 +148,7 @@ def whitening_of(
     an approximation; the rows are whitened exactly in the directions that are found. All singular
     values are then not known.
     """
-    centred = _Centred.of(X if isinstance(X, Rows) else Rows(X), weights, shards)
+    centred = _Centred.of(X if isinstance(X, RowBlocks) else Rows(X), weights, shards)
     randomized = _is_randomized(centred.shape, n_components, shrinkage)
     if randomized:
         s, V = _leading_directions(centred, int(n_components))  # type: ignore[arg-type]
@@ -182,7 +183,7 @@ class _Centred:
     These and `shape` are of the rows of all shards.
     """
 
-    rows: Rows
+    rows: RowBlocks
     p: Array
     total: float
     mean: Array
@@ -194,10 +195,10 @@ class _Centred:
     shards: Shards
 
     @classmethod
-    def of(cls, rows: Rows, weights: np.ndarray, shards: Shards) -> _Centred:
+    def of(cls, rows: RowBlocks, weights: np.ndarray, shards: Shards) -> _Centred:
         total = shards.total(float(weights.sum()))
         p = like(weights / total, rows.example)
-        if rows.stay_sparse:
+        if isinstance(rows, Rows) and rows.stay_sparse:
             return cls._of_sparse(rows, p, total, shards)
         mean = shards.total(sum(p[block] @ X for block, X in rows.blocks()))
         size = largest = 0.0
