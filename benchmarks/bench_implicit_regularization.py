@@ -51,7 +51,7 @@ SETS = ("mnist", "fashion_mnist", "cifar10")
 #: Images to train with; hidden units, epochs and seeds of gradient methods; patch size, stride.
 MODELS: dict[str, dict[str, Any]] = {
     "dense": {"rows": 3000, "units": 256, "epochs": 100, "seeds": 3, "patch": None},
-    "conv": {"rows": 2000, "units": 128, "epochs": 40, "seeds": 2, "patch": (6, 4), "pooling": 2},
+    "conv": {"rows": 2000, "units": 128, "epochs": 150, "seeds": 2, "patch": (6, 4), "pooling": 2},
 }
 RATES = {
     "dense": {"sgd": (1e-4, 1e-3, 0.01, 0.1, 1.0), "adam": (1e-5, 1e-4, 1e-3, 0.01, 0.1)},
@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> None:
             problem = None
             for cell in plan(model, options):
                 path = cell_path(options.cells, data, model, cell)
-                if path.is_file():
+                if path.is_file() or cell["method"] not in options.methods:
                     continue
                 problem = problem or Problem(data, model, options)
                 if cell["method"] == "truncated" and cell["value"] >= problem.sizes["directions"]:
@@ -234,7 +234,7 @@ def table(cells: list[Cell], methods: Any, pick: Any) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---|---|---|---:|" + "---:|" * 7]
     for (model, data), group in groups(cells).items():
         for method in methods:
-            for seeds in pick(group, method):
+            for seeds in filter(None, pick(group, method)):
                 gap = seeds[0].get("gap")
                 spread = 50 * np.ptp([cell["test"] for cell in seeds])
                 value = "" if seeds[0]["value"] is None else f"{seeds[0]['value']:g}"
@@ -247,79 +247,87 @@ def table(cells: list[Cell], methods: Any, pick: Any) -> str:
     return "\n".join(lines)
 
 
+class Panels:
+    """A figure with a row for each model and a column for each set."""
+
+    def __init__(self, cells: list[Cell], xlabel: str, ylabel: str) -> None:
+        import matplotlib.pyplot as plt
+
+        self.groups = groups(cells)
+        self.models = list(dict.fromkeys(model for model, _ in self.groups))
+        self.sets = list(dict.fromkeys(data for _, data in self.groups))
+        rows, columns = len(self.models), len(self.sets)
+        self.figure, self.axes = plt.subplots(
+            rows, columns, figsize=(3.6 * columns, 3 * rows), squeeze=False
+        )
+        for axis in self.axes[-1]:
+            axis.set_xlabel(xlabel)
+        for row in self.axes:
+            row[0].set_ylabel(ylabel)
+
+    def __iter__(self) -> Iterator[tuple[Any, list[Cell]]]:
+        """Yield an axis and its fits."""
+        for (model, data), group in self.groups.items():
+            axis = self.axes[self.models.index(model), self.sets.index(data)]
+            axis.set_title(f"{data}, {model}, {group[0]['sizes']['train']} images")
+            axis.grid(alpha=0.3)
+            yield axis, group
+
+    def save(self, path: Path) -> None:
+        """Add the legend of the first panel below all, and save."""
+        handles, labels = self.axes[0, 0].get_legend_handles_labels()
+        self.figure.tight_layout(rect=(0, 0.24 / len(self.axes), 1, 1))
+        self.figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.figure.savefig(path, dpi=110)
+
+
 def draw_accuracies(cells: list[Cell], path: Path) -> None:
     """Draw test accuracies over k, with the other methods as lines."""
-    import matplotlib.pyplot as plt
-
-    found = groups(cells)
-    models = list(dict.fromkeys(model for model, _ in found))
-    sets = list(dict.fromkeys(data for _, data in found))
-    figure, axes = plt.subplots(
-        *(len(models), len(sets)), figsize=(3.6 * len(sets), 3 * len(models)), squeeze=False
-    )
     styles = {
         "sgd": ("C1", "-"),
         "adam": ("C2", "-"),
         "optimum": ("C3", ":"),
         "shrunk": ("C4", "--"),
     }
-    for (model, data), group in found.items():
-        axis = axes[models.index(model), sets.index(data)]
-        curve = [
-            (seeds[0]["value"], 100 * seeds[0]["test"]) for seeds in settings_of(group, "truncated")
-        ]
-        axis.semilogx(*zip(*curve, strict=True), "ko-", ms=4, label="optimum, k directions")
+    panels = Panels(cells, "k", "test accuracy, %")
+    for axis, group in panels:
+        curve = [seeds[0] for seeds in settings_of(group, "truncated")]
+        values = [cell["value"] for cell in curve]
+        tests = [100 * cell["test"] for cell in curve]
+        axis.semilogx(values, tests, "ko-", ms=4, label=NAMES["truncated"])
+        axis.set_xticks(values, values, minor=False)
+        axis.minorticks_off()
         for method, (color, line) in styles.items():
             tests = [100 * cell["test"] for cell in chosen(group, method)]
-            axis.axhline(np.mean(tests), color=color, ls=line, label=NAMES[method])
-            axis.axhspan(min(tests), max(tests), color=color, alpha=0.2, lw=0)
-        axis.set(title=f"{data}, {model}, {group[0]['sizes']['train']} images", xlabel="k")
-        axis.grid(alpha=0.3)
-    for row in axes:
-        row[0].set_ylabel("test accuracy, %")
-    finish(figure, axes, path)
+            if tests:
+                axis.axhline(np.mean(tests), color=color, ls=line, label=NAMES[method])
+                axis.axhspan(min(tests), max(tests), color=color, alpha=0.2, lw=0)
+    panels.save(path)
 
 
 def draw_energies(cells: list[Cell], path: Path) -> None:
     """Draw the cumulated energy over the singular directions, along SGD and of optima."""
-    import matplotlib.pyplot as plt
-
-    found = groups(cells)
-    models = list(dict.fromkeys(model for model, _ in found))
-    sets = list(dict.fromkeys(data for _, data in found))
-    figure, axes = plt.subplots(
-        *(len(models), len(sets)), figsize=(3.6 * len(sets), 3 * len(models)), squeeze=False
-    )
-    for (model, data), group in found.items():
-        axis = axes[models.index(model), sets.index(data)]
-
-        def line(cell: Cell, axis: Any = axis, **style: Any) -> None:
+    styles: dict[str, dict[str, Any]] = {
+        "optimum": {"color": "C3", "ls": ":", "label": "optimum"},
+        "truncated": {"color": "C0", "ls": "--", "label": "optimum, best k"},
+        "shrunk": {"color": "C4", "ls": "--", "label": "optimum, best shrinkage"},
+    }
+    panels = Panels(cells, "singular directions, the largest first", "share of the energy")
+    for axis, group in panels:
+        lines = []
+        for seeds in filter(None, [chosen(group, "sgd")]):
+            course = seeds[0]["course"]
+            for i, look in enumerate(course):
+                when = "at the end" if look is course[-1] else f"{look['epoch']} epochs"
+                shade = 0.85 - 0.85 * i / max(1, len(course) - 1)
+                lines.append((look, {"color": str(shade), "label": f"SGD, {when}"}))
+        for method, style in styles.items():
+            lines += [(cell, {"lw": 2, **style}) for cell in chosen(group, method)]
+        for cell, style in lines:
             total = np.cumsum(cell["energy"])
             axis.semilogx(np.arange(1, len(total) + 1), total, **style)
-
-        course = chosen(group, "sgd")[0]["course"]
-        for i, look in enumerate(course):
-            shade = 0.85 - 0.85 * i / max(1, len(course) - 1)
-            line(look, color=str(shade), label=f"SGD, {look['epoch']} epochs")
-        line(chosen(group, "optimum")[0], color="C3", ls=":", lw=2, label="optimum")
-        best = chosen(group, "truncated")[0]
-        line(best, color="C0", ls="--", lw=2, label="optimum, best k")
-        axis.axvline(best["value"], color="C0", lw=0.5)
-        line(chosen(group, "shrunk")[0], color="C4", ls="--", lw=2, label="optimum, best shrinkage")
-        axis.set(title=f"{data}, {model}", xlabel="singular directions, the largest first")
-        axis.grid(alpha=0.3)
-    for row in axes:
-        row[0].set_ylabel("share of the energy")
-    finish(figure, axes, path)
-
-
-def finish(figure: Any, axes: Any, path: Path) -> None:
-    """Add the legend of the first panel below all, and save."""
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0.24 / len(axes), 1, 1))
-    figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    panels.save(path)
 
 
 def report(cells: list[Cell], options: argparse.Namespace) -> None:
@@ -363,6 +371,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", nargs="+", choices=(*SETS, "digits"), default=SETS)
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    add("--methods", nargs="+", choices=NAMES, default=list(NAMES), help="run these only")
     add("--alpha", type=float, default=3e-3)
     add("--tol", type=float, default=0.1)
     add("--max-iter", type=int, default=15)
