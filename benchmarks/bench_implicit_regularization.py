@@ -54,7 +54,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "conv": {"rows": 2000, "units": 128, "epochs": 150, "seeds": 2, "patch": (6, 4), "pooling": 2},
 }
 RATES = {
-    "dense": {"sgd": (1e-4, 1e-3, 0.01, 0.1, 1.0), "adam": (1e-5, 1e-4, 1e-3, 0.01, 0.1)},
+    "dense": {
+        "sgd": (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0),
+        "adam": (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1),
+    },
     "conv": {"sgd": (1e-3, 0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 0.01, 0.1)},
 }
 COMPONENTS = {"dense": (10, 20, 40, 80, 160, 320), "conv": (5, 10, 20, 40, 80)}
