@@ -44,7 +44,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bench_gated.py
 	$(BIN)/python benchmarks/bench_lists.py
 
-# About an hour and a half on one core; the images are in the folder SKLEARN_CONVEXBN_DATA.
+# The fits take about 1.4 hours of a core; the images are in the folder SKLEARN_CONVEXBN_DATA.
 study: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_implicit_regularization.py
 

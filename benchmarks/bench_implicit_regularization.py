@@ -333,6 +333,16 @@ def draw_energies(cells: list[Cell], path: Path) -> None:
     panels.save(path)
 
 
+def without_energies(cell: Cell) -> Cell:
+    """Return a fit without its energies, which are many numbers: figures are made of them."""
+    kept = {key: value for key, value in cell.items() if key not in ("energy", "course")}
+    course = [
+        {key: value for key, value in look.items() if key != "energy"}
+        for look in cell.get("course", [])
+    ]
+    return {**kept, "course": course} if course else kept
+
+
 def report(cells: list[Cell], options: argparse.Namespace) -> None:
     """Write the tables, the numbers behind them and the figures."""
     about = circumstances()
@@ -360,7 +370,7 @@ def report(cells: list[Cell], options: argparse.Namespace) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     name = options.results / "bench_implicit_regularization"
     name.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    content = {"circumstances": about, "cells": cells}
+    content = {"circumstances": about, "cells": [without_energies(c) for c in cells]}
     name.with_suffix(".json").write_text(json.dumps(content) + "\n", encoding="utf-8")
     draw_accuracies(cells, options.figures / "implicit_accuracy.png")
     draw_energies(cells, options.figures / "implicit_energy.png")
