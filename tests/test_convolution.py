@@ -394,7 +394,7 @@ def test_fit_changes_between_patches_and_rows(digits):
         ({"solver": "closed_form"}, "does not handle 25 patches"),
         (
             {"activation": "gated_relu"},
-            "does not handle 25 patches of an image. No solver handles it",
+            "does not handle 25 patches of an image. Use activation='relu'.",
         ),
     ],
 )

@@ -89,5 +89,9 @@ def check_supported(solver: Solver, problem: Problem) -> None:
     if not reason:
         return
     names = [repr(name) for name in capable_solvers(problem)]
-    remedy = f"Use solver={' or '.join(names)}." if names else "No solver handles it yet."
+    remedy = "No solver handles it yet."
+    if names:
+        remedy = f"Use solver={' or '.join(names)}."
+    elif problem.activation == "gated_relu" and not problem.pooling.is_identity:
+        remedy = "Use activation='relu'."
     raise ValueError(f"solver={solver.name!r} does not handle {reason}. {remedy}")
