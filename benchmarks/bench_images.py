@@ -1,4 +1,4 @@
-"""Networks on whole image sets: the certified fit beside Adam on the same architecture.
+"""Networks on whole image sets: our fit, its gap estimated, beside Adam on the same architecture.
 
 CIFAR-10 (convolutional, the 10000 images there are), MNIST and Fashion-MNIST (dense, 60000 images).
 Adam trains a network with as many units as the fit ended with on the same objective, in

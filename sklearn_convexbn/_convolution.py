@@ -227,8 +227,8 @@ class ConvexBNConvRegressor(ConvolutionMixin, ConvexBNRegressor):
 
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
-        makes the program a group lasso, where an image is one patch;
-        several patches need "relu".
+        makes the program a group lasso; it is for images of one patch, several patches need
+        "relu".
 
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
