@@ -73,8 +73,11 @@ BUNDLED = {
     "digits": ("classification", datasets.load_digits),
 }
 LEAKING_COLUMNS = {"bike": [15, 16]}  # they add up to exp(target), see the data's README
-OURS = ("ours", "ours_components")  # this package: besides alpha it tunes shrinkage or n_components
-PEERS = ("svm", "forest", "hgb", "mlp")
+#: This package: besides alpha it tunes shrinkage or n_components. `ours_lower_alpha` stops at a gap
+#: of 0.1 and leaves out the largest alpha of the others for one below the smallest.
+OURS = ("ours", "ours_lower_alpha", "ours_components")
+RANKED = ("svm", "forest", "hgb", "mlp")
+PEERS = (*RANKED, "mlp_one_layer")
 MODELS = (*PEERS, *OURS)  # in the order they are run
 N_FOLDS = 3
 
@@ -185,17 +188,18 @@ def make_model(name: str, task: str) -> Any:
         "forest": (ensemble, "RandomForest", {"n_estimators": 200}),
         "hgb": (ensemble, "HistGradientBoosting", {"max_iter": 200, "early_stopping": False}),
         "mlp": (neural_network, "MLP", {"max_iter": 500, "early_stopping": False}),
-    }[name]
+    }[name.removesuffix("_one_layer")]
     end = "Regressor" if task == "regression" else "Classifier"
     return getattr(module, start + end)(random_state=0, **fixed)
 
 
 def make_grid(name: str, n_features: int) -> dict[str, list[Any]]:
     """Return the 12 candidates of a model."""
-    alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -3, 4)]
+    alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -1 - 8 / 3, 5)]
     grids: dict[str, dict[str, list[Any]]] = {
-        "ours": {"alpha": alphas, "shrinkage": [0.0, 0.1, 0.9]},
-        "ours_components": {"alpha": alphas, "n_components": [None, 0.99, 0.9]},
+        "ours": {"alpha": alphas[:4], "shrinkage": [0.0, 0.1, 0.9]},
+        "ours_lower_alpha": {"alpha": alphas[1:], "shrinkage": [0.0, 0.1, 0.9], "tol": [0.1]},
+        "ours_components": {"alpha": alphas[:4], "n_components": [None, 0.99, 0.9]},
         "svm": {
             "C": [1, 20, 400],
             "gamma": [float(f"{g / n_features:.3g}") for g in (0.1, 0.3, 1, 3)],
@@ -209,6 +213,11 @@ def make_grid(name: str, n_features: int) -> dict[str, list[Any]]:
         "mlp": {
             "hidden_layer_sizes": [(100,), (100, 100)],
             "alpha": [0.01, 0.3, 10.0],
+            "learning_rate_init": [0.001, 0.01],
+        },
+        "mlp_one_layer": {
+            "hidden_layer_sizes": [(100,)],
+            "alpha": [0.001, 0.01, 0.1, 0.3, 1.0, 10.0],
             "learning_rate_init": [0.001, 0.01],
         },
     }
@@ -365,14 +374,14 @@ def ranks_table(cells: Cells, models: Sequence[str]) -> str:
     return table(["mean rank", "sets", *models], rows)
 
 
-def duels_table(cells: Cells, peers: Sequence[str]) -> str:
-    """Return wins of ours against every peer, ties counting half, and ratios of times."""
+def duels_table(cells: Cells, own: str, peers: Sequence[str]) -> str:
+    """Return wins of one of ours against every peer, ties counting half, and ratios of times."""
     rows = []
     for peer, task in ((peer, task) for peer in peers for task in [*MEASURES, "all"]):
         pairs = [
             (cell, cells[name, peer])
             for (name, model), cell in cells.items()
-            if model == "ours" and (name, peer) in cells and task in ("all", cell["task"])
+            if model == own and (name, peer) in cells and task in ("all", cell["task"])
         ]
         if pairs:
             signs = np.sign([mine["error"] - other["error"] for mine, other in pairs])
@@ -383,7 +392,7 @@ def duels_table(cells: Cells, peers: Sequence[str]) -> str:
             ]
             share = f"{(counts[0] + counts[1] / 2) / len(pairs):.0%}"
             rows.append([f"{peer}, {task}", *map(str, counts), share, *times])
-    header = ["ours against", "wins", "ties", "losses", "share (ties half)"]
+    header = [f"{own} against", "wins", "ties", "losses", "share (ties half)"]
     return table([*header, "search time", "refit time", "predict time"], rows)
 
 
@@ -405,16 +414,17 @@ def effort_table(cells: Cells, models: Sequence[str]) -> str:
 def report(cells: Cells, missing: Sequence[str], settings: dict[str, int]) -> str:
     """Return the results as markdown."""
     models = [m for m in (*OURS, *PEERS) if any(key[1] == m for key in cells)]
-    peers = [m for m in models if m in PEERS]
+    ranked = [m for m in models if m in RANKED]
     parts = ["# Test errors under equal tuning effort"]
     for task, measure in MEASURES.items():
         if any(cell["task"] == task for cell in cells.values()):
             parts += [f"## {task.capitalize()}: {measure}", errors_table(cells, models, task)]
     parts += ["## Ranks over the sets that have all these models"]
-    parts += [ranks_table(cells, [own, *peers]) for own in OURS if own in models]
-    if "ours" in models:
+    own = [m for m in models if m in OURS]
+    parts += [ranks_table(cells, [model, *ranked]) for model in own]
+    if own:
         parts += ["## Pairs", "Times are median ratios ours / peer of CPU seconds."]
-        parts += [duels_table(cells, [m for m in models if m != "ours"])]
+        parts += [duels_table(cells, m, [peer for peer in models if peer != m]) for m in own]
     parts += ["## Effort", effort_table(cells, models)]
     parts += ["## Missing cells", "\n".join(f"- {line}" for line in missing) or "None."]
     facts = [settings, *(cell["versions"] for cell in cells.values())]

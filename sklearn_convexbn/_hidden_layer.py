@@ -27,8 +27,21 @@ BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 #: Least and most rows of a block.
 LEAST_ROWS, MOST_ROWS = 256, {"cpu": 4096, "cuda": 2**20}
 
+#: Products of up to this many bytes are kept from the values of an ascent step to its gradients.
+KEPT_BYTES = 2**24
+
 #: Activations of up to this many bytes are stored while output weights are refitted.
 STORED_BYTES = 2**27
+
+
+def column_norms(A: Tensor) -> Tensor:
+    """Return the norms (m,) of columns (k, m), five times as fast as torch's norm over rows."""
+    return (A * A).sum(dim=0).sqrt_()
+
+
+def unit_columns(A: Tensor) -> Tensor:
+    """Return columns (k, m) divided by their norms; columns of zeros stay."""
+    return A / column_norms(A).clamp_min_(1e-12)
 
 
 class WhitenedMatrix(Protocol):
@@ -112,14 +125,26 @@ class HiddenLayer:
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
-    def products(self, Q: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield rows, their block of Z and ``Z Q`` (rows, S) in the precision of Q (k, S)."""
+    def products(
+        self, Q: Tensor, kept: Tensor | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield rows, their block of Z and ``Z Q`` (rows, S) in the precision of Q (k, S).
+
+        The products are in `kept` (n, S) if it is given; else each takes the place of the last.
+        """
         buffer = None
         for rows in self.blocks(Q.shape[1]):
             Z = self.Z[rows].to(Q.dtype)
-            if buffer is None or len(buffer) != len(Z):
+            if kept is not None:
+                buffer = kept[rows]
+            elif buffer is None or len(buffer) != len(Z):
                 buffer = Q.new_empty(len(Z), Q.shape[1])
             yield rows, Z, torch.mm(Z, Q, out=buffer)
+
+    def _of_rows(self, kept: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield rows, their block of Z and of what :meth:`products` has kept (n, S)."""
+        for rows in self.blocks(kept.shape[1]):
+            yield rows, self.Z[rows].to(kept.dtype), kept[rows]
 
     def fit(self, Q: Tensor, V: Tensor) -> Tensor:
         """Return ``(Z Q)_+ V``, pooled, (n / K, C), for directions Q (k, m) and V (m, G C)."""
@@ -151,10 +176,10 @@ class HiddenLayer:
             A[self.pooling.samples(rows)] = self.pooling.features(H.clamp_min_(0))
         return StoredActivations(A, self.shards, self.pooling.n_cells)
 
-    def correlations(self, Lambda: Tensor, Q: Tensor) -> Tensor:
-        """Return ``Lambda^T (Z Q)_+`` (G C, S), pooled."""
+    def correlations(self, Lambda: Tensor, Q: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return ``Lambda^T (Z Q)_+`` (G C, S), pooled; ``(Z Q)_+`` is in `kept`, if given."""
         T = Q.new_zeros(Lambda.shape[1], self.pooling.n_cells * Q.shape[1])
-        for rows, _, H in self.products(Q):
+        for rows, _, H in self.products(Q, kept):
             pooled = self.pooling.pool(H.clamp_min_(0)).flatten(1)
             T.addmm_(Lambda[self.pooling.samples(rows)].to(Q.dtype).T, pooled)
         return self.shards.total(self._by_units(T))
@@ -169,16 +194,20 @@ class HiddenLayer:
             gradient = self.shards.total(gradient)
             T = (Q * gradient).sum(dim=0)  # homogeneous of degree one
             return T.abs(), gradient * T.sign()
-        T = self.correlations(Lambda, Q)
-        directions = self._by_cells(torch.nn.functional.normalize(T, dim=0).T)
+        n, S = len(self.Z), Q.shape[1]
+        fits = Q.element_size() * n * S <= KEPT_BYTES
+        kept = Q.new_empty(n, S) if fits else None
+        T = self.correlations(Lambda, Q, kept)
+        directions = self._by_cells(unit_columns(T).T)
         slopes = Q.new_empty(0, directions.shape[1])
-        for rows, Z, H in self.products(Q):
+        again = self.products(Q) if kept is None else self._of_rows(kept)
+        for rows, Z, H in again:
             G = Lambda[pooling.samples(rows)].to(Q.dtype)
             slopes = slopes if len(slopes) == len(G) else slopes.new_empty(len(G), slopes.shape[1])
             torch.mm(G, directions, out=slopes)
             weights = slopes.reshape(len(G), pooling.n_cells, -1)
             gradient.addmm_(Z.T, pooling.multiply_spread(H.gt_(0), weights))
-        return torch.linalg.vector_norm(T, dim=0), self.shards.total(gradient)
+        return column_norms(T), self.shards.total(gradient)
 
     def loss(
         self, loss: Loss, Y: Tensor, p: Tensor, Q: Tensor, V: Tensor, b: Tensor

@@ -25,7 +25,7 @@ from scipy import special
 from torch import Tensor
 
 from sklearn_convexbn._arrays import Array, as_numpy
-from sklearn_convexbn._hidden_layer import HiddenLayer
+from sklearn_convexbn._hidden_layer import HiddenLayer, column_norms, unit_columns
 
 #: Searches of more rows than this are steered by a random subset of so many.
 STEERING_ROWS = 20_000
@@ -98,20 +98,20 @@ def ascend(
 def _ascend_together(
     layer: HiddenLayer, Lambda: Tensor, Q: Tensor, n_steps: int, first: Tensor, last: float
 ) -> tuple[Tensor, Tensor]:
-    Q = torch.nn.functional.normalize(Q, dim=0)
+    Q = unit_columns(Q)
     best, best_Q = torch.full_like(Q[0], -1.0), Q.clone()
     ratio = (last / first) ** (1.0 / max(1, n_steps - 1))
     for i in range(n_steps + 1):
         if i == n_steps:
-            values = torch.linalg.vector_norm(layer.correlations(Lambda, Q), dim=0)
+            values = column_norms(layer.correlations(Lambda, Q))
         else:
             values, gradient = layer.ascent(Lambda, Q)
         better = values > best
         best = torch.where(better, values, best)
         best_Q = torch.where(better, Q, best_Q)
         if i < n_steps:
-            Q = Q + first * ratio**i * torch.nn.functional.normalize(gradient, dim=0)
-            Q = torch.nn.functional.normalize(Q, dim=0)
+            Q = Q + first * ratio**i * unit_columns(gradient)
+            Q = unit_columns(Q)
     return best, best_Q
 
 
@@ -162,7 +162,7 @@ def _circle_block(Z: Tensor, Lambda: Tensor, bases: Tensor, tangents: Tensor) ->
     t1, t2 = (angles.gather(1, i[:, None])[:, 0] for i in best)
     t2 = t2 + torch.pi
     found = [bases * t.cos() + tangents * t.sin() for t in (t1, t2)]
-    return torch.nn.functional.normalize(torch.cat(found, dim=1), dim=0)
+    return unit_columns(torch.cat(found, dim=1))
 
 
 def distinct_violators(
@@ -225,17 +225,17 @@ class _Dual:
     def ascended(self, starts: Tensor, first: Tensor | float, n_steps: int) -> Tensor:
         """Return unit directions (k, S), float64, that ascent from starts (k, S) ends in."""
         _, Q = ascend(self.layer, self.scaled, starts.float(), n_steps=n_steps, first=first)
-        return torch.nn.functional.normalize(Q.double(), dim=0)
+        return unit_columns(Q.double())
 
     def values(self, directions: Tensor) -> np.ndarray:
         """Return ``|Lambda^T (Z q)_+|`` (S,) in float64 for directions (k, S)."""
         T = self.layer.correlations(self.Lambda, directions)
-        return torch.linalg.vector_norm(T, dim=0).cpu().numpy()
+        return column_norms(T).cpu().numpy()
 
     def best(self, directions: Tensor) -> Tensor:
         """Return the best of the directions (k, S), pairwise apart, in float32."""
         Q = directions.float()
-        values = torch.linalg.vector_norm(self.layer.correlations(self.scaled, Q), dim=0)
+        values = column_norms(self.layer.correlations(self.scaled, Q))
         chosen = distinct_violators(
             values.cpu().numpy(), Q.cpu().numpy(), -np.inf, most=TOGETHER, cosine=SAME
         )

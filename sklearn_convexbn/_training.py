@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -25,6 +24,7 @@ from sklearn_convexbn._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._device import out_of_memory_explained, resolve_device
 from sklearn_convexbn._encoding import TrainingData
+from sklearn_convexbn._memory import are_stored, check_arrangements_fit, check_rows_fit
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn._patches import Patches, PatchRows
 from sklearn_convexbn._pooling import IDENTITY
@@ -61,9 +61,6 @@ FIT_CONSTRAINTS: dict[str, list[Any]] = {
 #: Whitened rows of this many numbers or more are stored in float32 if the tolerance is at least
 #: this: rounding moves the objective by much less.
 COMPACT_NUMBERS, COMPACT_TOLERANCE = 2**20, 1e-3
-
-#: Whitened rows that would take more of the memory than this are computed when they are read.
-STORED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ def state_problem(
     k = whitening.n_components + 1
     n = data.shards.total(float(len(cut)))  # what all processes decide alike by
     compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
-    if pursued and data.shards.size == 1 and not _is_stored(len(cut), k, rows, compact=compact):
+    if pursued and data.shards.size == 1 and not are_stored(len(cut), k, rows, compact=compact):
         rows = rows if is_tensor(rows.example) else rows.to("cpu")
         Z = _computed(_cut(rows, data.patches), whitening, compact=compact)
     else:
@@ -217,12 +214,6 @@ def state_problem(
 def _cut(rows: Rows, patches: Patches | None) -> RowBlocks:
     """Return rows, or the patches of rows that are images."""
     return rows if patches is None else PatchRows(rows, patches)
-
-
-def _is_stored(n: int, k: int, rows: RowBlocks, *, compact: bool) -> bool:
-    """Return whether whitened rows (n, k) had better be in the memory where `rows` are."""
-    available = memory_of(rows.example)
-    return available is None or (4 if compact else 8) * n * k <= STORED_SHARE * available
 
 
 def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Array:
@@ -394,64 +385,7 @@ def with_arrangements(
     if every:
         gates = enumerate_gates(problem.Z)
     else:
-        check_memory(problem, int(settings.n_gates))
+        check_arrangements_fit(problem, int(settings.n_gates))
         draws = random_directions(whitening, int(settings.n_gates), settings.random_state)
         gates = distinct_gates(problem.Z, draws)
     return replace(problem, gates=gates, all_arrangements=every)
-
-
-def check_memory(problem: Problem, n_gates: int) -> None:
-    """Refuse a program on a list of arrangements that cannot fit into this machine's memory.
-
-    Raises
-    ------
-    ValueError
-        With an estimate of what is needed.
-    """
-    # Doubles per row and gate: three work arrays an output for gated programs, seven for each
-    # of both signs for cones; besides them the patterns, one byte each, and the weights.
-    (n, k), n_outputs = problem.Z.shape, problem.n_outputs
-    doubles = 3 * n_outputs if problem.activation == "gated_relu" else 14
-    needed = n * n_gates * (1 + 8 * doubles) + 8 * n_gates * k * n_outputs
-    available = physical_memory()
-    if available is not None and needed > 0.8 * available:
-        raise ValueError(
-            f"n_gates={n_gates} with {n} rows and {n_outputs} outputs needs about "
-            f"{needed / 2**30:.1f} GiB (an estimate), more than this machine's "
-            f"{available / 2**30:.1f} GiB. Lower n_gates, or use activation='relu' with "
-            "solver='pursuit', which needs no list of gates."
-        )
-
-
-def check_rows_fit(n: int, k: int, *, compact: bool) -> None:
-    """Refuse whitened rows (n, k), in float32 if `compact`, that cannot fit into memory.
-
-    Raises
-    ------
-    ValueError
-        With an estimate of what is needed.
-    """
-    needed, available = (4 if compact else 8) * n * k, physical_memory()
-    if available is not None and needed > 0.8 * available:
-        raise ValueError(
-            f"{n} rows whitened in {k - 1} directions need about {needed / 2**30:.1f} GiB (an "
-            f"estimate), more than this machine's {available / 2**30:.1f} GiB. Keep fewer "
-            "directions with n_components."
-        )
-
-
-def memory_of(a: Array) -> int | None:
-    """Return the bytes of memory where an array is, or None where that is not told."""
-    if is_tensor(a) and a.device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.get_device_properties(a.device).total_memory)
-    return physical_memory()
-
-
-def physical_memory() -> int | None:
-    """Return the machine's memory in bytes, or None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None

@@ -11,7 +11,7 @@ from sklearn_convexbn import (  # noqa: E402
     ConvexBNClassifier,
     ConvexBNConvClassifier,
     ConvexBNRegressor,
-    _training,
+    _memory,
 )
 from sklearn_convexbn._patches import Patches, PatchRows  # noqa: E402
 from sklearn_convexbn._rows import Rows  # noqa: E402
@@ -29,7 +29,7 @@ def no_memory(monkeypatch):
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(_training, "STORED_SHARE", 0.0)
+    monkeypatch.setattr(_memory, "STORED_SHARE", 0.0)
     monkeypatch.setattr("sklearn_convexbn._whitened_rows.WhitenedRows", Counted)
     return made
 
@@ -81,7 +81,7 @@ def test_dense_fit_is_that_with_stored_rows(no_memory, as_sparse, monkeypatch):
     model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)
     (Z,) = no_memory
     assert len(Z) == 442
-    monkeypatch.setattr(_training, "STORED_SHARE", 1.0)
+    monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
     assert_same_network(model, ConvexBNRegressor(0.1, random_state=0).fit(X, y), X)
     assert len(no_memory) == 1
 
@@ -93,7 +93,7 @@ def test_large_fit_is_that_with_stored_rows(no_memory, monkeypatch):
     model = ConvexBNClassifier(**settings).fit(X, y)
     (Z,) = no_memory
     assert Z.dtype == torch.float32
-    monkeypatch.setattr(_training, "STORED_SHARE", 1.0)
+    monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
     other = ConvexBNClassifier(**settings).fit(X, y)
     np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-3)
     assert model.dual_gap_ <= 0.1
@@ -109,7 +109,7 @@ def test_convolutional_fit_is_that_with_stored_patches(no_memory, contrast, monk
     model = ConvexBNConvClassifier((8, 8), **settings).fit(X, y)
     (Z,) = no_memory
     assert len(Z) == 150 * 9
-    monkeypatch.setattr(_training, "STORED_SHARE", 1.0)
+    monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
     other = ConvexBNConvClassifier((8, 8), **settings).fit(X, y)
     if contrast:  # blank patches: rounding decides on which side of a kink they are
         np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-3)
@@ -130,7 +130,7 @@ def test_few_columns_have_an_exact_certificate(no_memory):
 
 def test_other_solvers_say_what_memory_they_need(no_memory, monkeypatch):
     X, y = load_diabetes(return_X_y=True)
-    monkeypatch.setattr(_training, "physical_memory", lambda: 1000)
+    monkeypatch.setattr(_memory, "physical_memory", lambda: 1000)
     with pytest.raises(ValueError, match="n_components"):
         ConvexBNRegressor(activation="gated_relu", n_gates=5).fit(X, y)
     assert no_memory == []
