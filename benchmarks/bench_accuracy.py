@@ -358,14 +358,17 @@ def errors_table(cells: Cells, models: Sequence[str], task: str) -> str:
     return table(["set", "n train", "d", "n test", "classes", *models, "neurons of ours"], rows)
 
 
-def ranks_table(cells: Cells, models: Sequence[str]) -> str:
-    """Return mean ranks over the sets that have a cell of each of the models."""
+def ranks_table(cells: Cells, models: Sequence[str], key: str = "error") -> str:
+    """Return mean ranks over the sets that have a cell of each of the models.
+
+    By test errors, or by those of the chosen candidates in the search, ``cv_error``.
+    """
     ranks: dict[str, list[NDArray[np.float64]]] = {task: [] for task in [*MEASURES, "all"]}
     for name in dict.fromkeys(key[0] for key in cells):
         found = [cells[name, m] for m in models if (name, m) in cells]
         if len(found) == len(models):
             for task in (found[0]["task"], "all"):
-                ranks[task].append(rankdata([cell["error"] for cell in found]))
+                ranks[task].append(rankdata([cell[key] for cell in found]))
     rows = [
         [task, str(len(group)), *(f"{rank:.2f}" for rank in np.mean(group, axis=0))]
         for task, group in ranks.items()
@@ -384,16 +387,23 @@ def duels_table(cells: Cells, own: str, peers: Sequence[str]) -> str:
             if model == own and (name, peer) in cells and task in ("all", cell["task"])
         ]
         if pairs:
-            signs = np.sign([mine["error"] - other["error"] for mine, other in pairs])
-            counts = [int((signs == sign).sum()) for sign in (-1, 0, 1)]
+            counts = [outcomes(pairs, key) for key in ("error", "cv_error")]
             times = [
                 f"{np.median([mine[key] / other[key] for mine, other in pairs]):.2g}"
                 for key in ("search_cpu", "refit_cpu", "predict_cpu")
             ]
-            share = f"{(counts[0] + counts[1] / 2) / len(pairs):.0%}"
-            rows.append([f"{peer}, {task}", *map(str, counts), share, *times])
-    header = [f"{own} against", "wins", "ties", "losses", "share (ties half)"]
+            shares = [f"{(wins + ties / 2) / len(pairs):.0%}" for wins, ties, _ in counts]
+            texts = [" / ".join(map(str, count)) for count in counts]
+            rows.append([f"{peer}, {task}", texts[0], shares[0], texts[1], shares[1], *times])
+    header = [f"{own} against", "wins / ties / losses", "share (ties half)"]
+    header += ["the same by CV error", "share by CV error"]
     return table([*header, "search time", "refit time", "predict time"], rows)
+
+
+def outcomes(pairs: Sequence[tuple[Cell, Cell]], key: str) -> tuple[int, int, int]:
+    """Return in how many pairs the first error is the smaller one, the same, the larger one."""
+    signs = [np.sign(mine[key] - other[key]) for mine, other in pairs]
+    return signs.count(-1), signs.count(0), signs.count(1)
 
 
 def effort_table(cells: Cells, models: Sequence[str]) -> str:
@@ -422,6 +432,8 @@ def report(cells: Cells, missing: Sequence[str], settings: dict[str, int]) -> st
     parts += ["## Ranks over the sets that have all these models"]
     own = [m for m in models if m in OURS]
     parts += [ranks_table(cells, [model, *ranked]) for model in own]
+    parts += ["By the errors of the chosen candidates in the search, means of its three folds:"]
+    parts += [ranks_table(cells, [model, *ranked], "cv_error") for model in own]
     if own:
         parts += ["## Pairs", "Times are median ratios ours / peer of CPU seconds."]
         parts += [duels_table(cells, m, [peer for peer in models if peer != m]) for m in own]
