@@ -163,19 +163,55 @@ def _descend_active(
         system = H[np.ix_(active, active)]
         system[np.diag_indices(len(active))] += ridge
         factor = linalg.cho_factor(system, overwrite_a=True, check_finite=False)
-        old = v[active]
         new = linalg.cho_solve(factor, c[active] - alpha * sign[active], check_finite=False)
-        crossing = new * sign[active] < 0
-        if not crossing.any():
+        if not (new * sign[active] < 0).any():
             v[active] = new
             return True
-        ratios = np.full(len(active), np.inf)
-        ratios[crossing] = old[crossing] / (old[crossing] - new[crossing])
+        values, signs = v[active], sign[active]
+        moved |= _walk(factor, new, values, signs)
+        # From here with a new factor: without those that left, the old one loses accuracy.
+        v[active], sign[active] = values, signs
+
+
+def _walk(
+    factor: tuple[np.ndarray, bool], target: np.ndarray, v: np.ndarray, sign: np.ndarray
+) -> bool:
+    """Go towards the minimiser, in place, turning where a coordinate reaches zero and leaves.
+
+    Parameters
+    ----------
+    factor : tuple
+        Of the system of all coordinates, from :func:`scipy.linalg.cho_factor`.
+    target : ndarray of shape (m,)
+        The minimiser with all coordinates. Without those that left, R, it is
+        ``target - W_R (W_RR)^-1 target_R``, with W the inverse of the system.
+    v, sign : ndarray of shape (m,)
+
+    Returns
+    -------
+    moved : bool
+    """
+    all_of_it, moved = target, False
+    left, columns = np.empty(0, dtype=np.intp), np.empty((len(v), 0))
+    while len(left) < len(v):
+        crossing = target * sign < 0
+        if not crossing.any():
+            v[:] = target
+            return True
+        ratios = np.full(len(v), np.inf)
+        ratios[crossing] = v[crossing] / (v[crossing] - target[crossing])
         step = ratios.min()
         moved |= step > 0
-        v[active] = old + step * (new - old)
-        leaving = active[ratios <= step]
+        v += step * (target - v)
+        leaving = np.flatnonzero(ratios <= step)
         v[leaving], sign[leaving] = 0.0, 0.0
+        units = np.zeros((len(v), len(leaving)))
+        units[leaving, np.arange(len(leaving))] = 1.0
+        inverse = linalg.cho_solve(factor, units, check_finite=False)
+        left, columns = np.append(left, leaving), np.hstack([columns, inverse])
+        target = all_of_it - columns @ np.linalg.solve(columns[left], all_of_it[left])
+        target[left] = 0.0
+    return moved
 
 
 def _independent(H: np.ndarray, v: np.ndarray) -> np.ndarray:
