@@ -19,7 +19,8 @@ takes back when it needs them; anonymous memory, which it cannot, is sampled eve
     python benchmarks/bench_fit.py memory [--data teacher mnist] [--sizes 100000 1000000]
 
 MNIST is read from ``mnist/mnist.npz`` in the data folder, and left out where it is not. Results are
-written to ``benchmarks/results/bench_TABLE.md`` and ``.json`` after every row.
+written to ``benchmarks/results/bench_TABLE.md`` and ``.json`` after every row, with the power of
+the rows that our times grow with where there are several sizes.
 """
 
 from __future__ import annotations
@@ -349,8 +350,27 @@ def report(rows: Sequence[Row], table: str) -> str:
     for key in (key for key in names if key.startswith("ratio")):
         mean = gmean([row[key] for row in rows])
         lines.append(f"- geometric mean of `{key}`: {mean:.3g} over {len(rows)} rows")
+    lines += exponents(rows)
     facts = (f"- {key}: {value}" for key, value in circumstances().items())
     return "\n".join([*lines, "", "## Circumstances", "", *facts]) + "\n"
+
+
+def exponents(rows: Sequence[Row]) -> list[str]:
+    """Return a line for data of several sizes: the powers of the rows that our times grow with."""
+    lines = []
+    for name in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == name]
+        prefix = "ours " if "ours s" in own[0] else ""
+        sizes = np.log([row["rows"] for row in own])
+        if f"{prefix}rounds" not in own[0] or np.ptp(sizes) == 0:
+            continue
+        seconds, rounds = (np.array([row[prefix + key] for row in own]) for key in ("s", "rounds"))
+        whole, each = (np.polyfit(sizes, np.log(a), 1)[0] for a in (seconds, seconds / rounds))
+        lines.append(
+            f"- {name}: seconds of our fits grow like rows to the power {whole:.2f}, those of a "
+            f"round like rows to the power {each:.2f}"
+        )
+    return lines
 
 
 def write_results(rows: Sequence[Row], table: str, folder: Path) -> None:
