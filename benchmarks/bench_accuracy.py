@@ -80,6 +80,7 @@ RANKED = ("svm", "forest", "hgb", "mlp")
 PEERS = (*RANKED, "mlp_one_layer")
 MODELS = (*PEERS, *OURS)  # in the order they are run
 N_FOLDS = 3
+MANY_ROWS = 1000  # test rows from which on a pair of errors says something by itself
 
 Cell = dict[str, Any]
 Cells = dict[tuple[str, str], Cell]
@@ -380,11 +381,13 @@ def ranks_table(cells: Cells, models: Sequence[str], key: str = "error") -> str:
 def duels_table(cells: Cells, own: str, peers: Sequence[str]) -> str:
     """Return wins of one of ours against every peer, ties counting half, and ratios of times."""
     rows = []
-    for peer, task in ((peer, task) for peer in peers for task in [*MEASURES, "all"]):
+    many = f"over {MANY_ROWS} test rows"
+    for peer, group in ((peer, group) for peer in peers for group in [*MEASURES, "all", many]):
         pairs = [
             (cell, cells[name, peer])
             for (name, model), cell in cells.items()
-            if model == own and (name, peer) in cells and task in ("all", cell["task"])
+            if model == own and (name, peer) in cells
+            if group in ("all", cell["task"]) or (group == many and cell["n_test"] > MANY_ROWS)
         ]
         if pairs:
             counts = [outcomes(pairs, key) for key in ("error", "cv_error")]
@@ -394,7 +397,7 @@ def duels_table(cells: Cells, own: str, peers: Sequence[str]) -> str:
             ]
             shares = [f"{(wins + ties / 2) / len(pairs):.0%}" for wins, ties, _ in counts]
             texts = [" / ".join(map(str, count)) for count in counts]
-            rows.append([f"{peer}, {task}", texts[0], shares[0], texts[1], shares[1], *times])
+            rows.append([f"{peer}, {group}", texts[0], shares[0], texts[1], shares[1], *times])
     header = [f"{own} against", "wins / ties / losses", "share (ties half)"]
     header += ["the same by CV error", "share by CV error"]
     return table([*header, "search time", "refit time", "predict time"], rows)
