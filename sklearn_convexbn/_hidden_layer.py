@@ -35,7 +35,10 @@ STORED_BYTES = 2**27
 
 
 def column_norms(A: Tensor) -> Tensor:
-    """Return the norms (m,) of columns (k, m), five times as fast as torch's norm over rows."""
+    """Return the norms (m,) of columns (k, m).
+
+    On the CPU, for tens of rows and hundreds of columns, torch's own takes five times as long.
+    """
     return (A * A).sum(dim=0).sqrt_()
 
 

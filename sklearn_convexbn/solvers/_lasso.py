@@ -163,14 +163,13 @@ def _descend_active(
         system = H[np.ix_(active, active)]
         system[np.diag_indices(len(active))] += ridge
         factor = linalg.cho_factor(system, overwrite_a=True, check_finite=False)
-        new = linalg.cho_solve(factor, c[active] - alpha * sign[active], check_finite=False)
-        if not (new * sign[active] < 0).any():
-            v[active] = new
-            return True
+        target = linalg.cho_solve(factor, c[active] - alpha * sign[active], check_finite=False)
         values, signs = v[active], sign[active]
-        moved |= _walk(factor, new, values, signs)
-        # From here with a new factor: without those that left, the old one loses accuracy.
+        moved |= _walk(factor, target, values, signs)
         v[active], sign[active] = values, signs
+        if signs.all():
+            return True
+        # Once more with a new factor: without those that left, the old one loses accuracy.
 
 
 def _walk(
@@ -191,7 +190,7 @@ def _walk(
     -------
     moved : bool
     """
-    all_of_it, moved = target, False
+    of_all, moved = target, False
     left, columns = np.empty(0, dtype=np.intp), np.empty((len(v), 0))
     while len(left) < len(v):
         crossing = target * sign < 0
@@ -209,7 +208,7 @@ def _walk(
         units[leaving, np.arange(len(leaving))] = 1.0
         inverse = linalg.cho_solve(factor, units, check_finite=False)
         left, columns = np.append(left, leaving), np.hstack([columns, inverse])
-        target = all_of_it - columns @ np.linalg.solve(columns[left], all_of_it[left])
+        target = of_all - columns @ np.linalg.solve(columns[left], of_all[left])
         target[left] = 0.0
     return moved
 
