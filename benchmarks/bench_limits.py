@@ -29,8 +29,8 @@ import torch
 from _suite.circumstances import circumstances
 from torch import Tensor
 
-from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._losses import LOSSES
+from sklearn_convexbn._units._whitened import WhitenedUnits
 
 COLUMNS = (
     "step", "rows", "columns", "units", "outputs", "precision", "ms", "Gflop/s", "share of product",
@@ -99,7 +99,7 @@ def steps(n: int, k: int, m: int, C: int, dtype: torch.dtype) -> list[dict[str, 
     Y = torch.eye(C).double()[labels] if C > 1 else torch.randn(n, 1).double()
     loss, layer, Lambda = (
         "softmax" if C > 1 else "squared",
-        HiddenLayer(Z),
+        WhitenedUnits(Z),
         torch.randn(n, C, dtype=dtype),
     )
     w = p[:, None]

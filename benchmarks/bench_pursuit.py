@@ -54,14 +54,13 @@ from _suite.data import Array
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn._arrangements import distinct_gates, random_directions
-from sklearn_convexbn._hidden_layer import HiddenLayer
+from sklearn_convexbn._bound import THOROUGH_GENERATIONS
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._problem import Neurons, Problem
-from sklearn_convexbn._search import Search
+from sklearn_convexbn._search import Effort, Search
 from sklearn_convexbn._whitening import Whitening, whiten
 from sklearn_convexbn.solvers import Iterate, Result, RunSettings, Solver, make_solver, run
 from sklearn_convexbn.solvers._pursuit import (
-    CERTIFYING_GENERATIONS,
     LEAST_CERTIFY_FACTOR,
     Pursuit,
 )
@@ -205,17 +204,17 @@ def second_gap(problem: Problem, whitening: Whitening, result: Result, seed: int
     """Return the gap after a search of 20 times the size of the one that certifies."""
     pursuit, (n, k) = Pursuit(), problem.Z.shape
     settings = run_settings(whitening, 0.0, seed)
-    search = Search(
-        HiddenLayer(torch.as_tensor(problem.Z)), settings.random_directions, settings.random_state
-    )
+    search = Search(problem.units.on("cpu"), settings.random_directions, settings.random_state)
     neurons, F = problem.with_best_intercept(result.neurons)
     values, _ = search(
         problem.dual_point(F),
         neurons.directions.T,
-        n_starts=20 * pursuit.certifying_starts(n, k),
-        n_circles=20 * LEAST_CERTIFY_FACTOR * pursuit.n_starts,
-        n_steps=pursuit.n_search_steps,
-        n_generations=CERTIFYING_GENERATIONS,
+        Effort(
+            n_starts=20 * pursuit.certifying_starts(n, k),
+            n_relatives=20 * LEAST_CERTIFY_FACTOR * pursuit.n_starts,
+            n_steps=pursuit.n_search_steps,
+            n_generations=THOROUGH_GENERATIONS,
+        ),
     )
     return problem.certificate(neurons, largest_correlation=float(values.max()))[1].gap
 

@@ -32,6 +32,11 @@ def float64(a: Array) -> Array:
     return a.double() if is_tensor(a) else np.asarray(a, dtype=np.float64)
 
 
+def cast(a: Array, dtype: Any) -> Array:
+    """Return an array in a dtype of its namespace; `a` itself where it has it."""
+    return a.to(dtype) if is_tensor(a) else a.astype(dtype, copy=False)
+
+
 def like(a: Any, reference: Array) -> Array:
     """Return an array as one of the kind, and on the device, of `reference`; types stay."""
     if not is_tensor(reference):

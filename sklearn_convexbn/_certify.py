@@ -13,8 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from sklearn_convexbn._arrays import as_numpy
+from sklearn_convexbn._bound import Found, proven, searched
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
-from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._device import resolve_device
 from sklearn_convexbn._encoding import (
     ACCEPTED_X,
@@ -273,7 +273,7 @@ def certify(
     )
     neurons = _neurons(layers, data, problem, whitening)
     Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
-    found = searched_directions(
+    found = searched(
         problem,
         whitening,
         Lambda,
@@ -373,19 +373,17 @@ def _certificate(
     whitening: Whitening,
     neurons: Neurons,
     Lambda: np.ndarray,
-    found: np.ndarray,
+    found: Found,
     unit: float,
     stationarity_tol: float,
 ) -> NetworkCertificate:
-    """Scale Lambda to what the directions `found` and the network's own units say of it."""
+    """Scale Lambda to what a search has found and the network's own units say of it."""
     own, own_direction = problem.own_correlation(neurons, Lambda)
-    bound, attained = proven_bound(problem, Lambda)
-    candidates = np.column_stack([found, own_direction, attained])
-    values = problem.correlations(Lambda, candidates)
-    largest, q = max(own, float(values.max())), candidates[:, values.argmax()]
+    own_value = problem.correlations(Lambda, own_direction[:, None])
+    found = found.joined(Found(own_value, own_direction[:, None])).joined(proven(problem, Lambda))
+    largest, q = max(own, float(found.values.max())), found.directions[:, found.values.argmax()]
     objective = problem.objective(neurons)
-    proven = np.isfinite(bound)
-    dual = problem.dual_value(Lambda, max(largest, bound) if proven else largest)
+    dual = problem.dual_value(Lambda, max(own, found.largest))
     stationarity_gap = relative_gap(objective, problem.dual_value(Lambda, own))
     weights, offset = whitening.hidden_layer(q[None])
     output = Lambda.T @ np.maximum(problem.Z @ q, 0.0)
@@ -393,7 +391,7 @@ def _certificate(
         objective=objective * unit,
         lower_bound=dual * unit,
         gap=relative_gap(objective, dual),
-        kind="exact" if proven else "estimated",
+        kind="exact" if found.proven else "estimated",
         violation=max(0.0, largest / problem.alpha - 1.0),
         direction=HiddenUnit(weights[:, 0], float(offset[0]), _unit(output)),
         stationary=stationarity_gap <= stationarity_tol,

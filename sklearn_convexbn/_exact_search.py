@@ -21,8 +21,8 @@ from math import inf, log2
 import numpy as np
 import torch
 
-from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._search import ascend
+from sklearn_convexbn._units._whitened import WhitenedUnits
 
 #: Binary exponent from which on a count of operations is called infinite.
 LARGEST_EXPONENT = 500
@@ -207,8 +207,8 @@ class _Search:
     def start(self) -> None:
         """Find a large value by ascent from random directions."""
         starts = np.random.default_rng(0).standard_normal((self.Z.shape[1], N_STARTS))
-        layer, Lambda = HiddenLayer(torch.from_numpy(self.Z)), torch.from_numpy(self.Lambda)
-        _, found = ascend(layer, Lambda, torch.from_numpy(starts), n_steps=N_STEPS, last=1e-4)
+        units, Lambda = WhitenedUnits(torch.from_numpy(self.Z)), torch.from_numpy(self.Lambda)
+        _, found = ascend(units, Lambda, torch.from_numpy(starts), n_steps=N_STEPS, last=1e-4)
         self.offer(found.numpy())
 
 

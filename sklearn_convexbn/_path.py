@@ -13,8 +13,8 @@ from sklearn.utils.validation import column_or_1d
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrays import as_numpy, on_cpu
+from sklearn_convexbn._bound import proven, searched
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
-from sklearn_convexbn._correlation import proven_bound, searched_directions
 from sklearn_convexbn._encoding import (
     ACCEPTED_X,
     TrainingData,
@@ -318,16 +318,15 @@ def largest_alpha(data: TrainingData, settings: TrainingSettings) -> float:
 def _largest_over_all(prepared: Prepared, Lambda: np.ndarray, settings: TrainingSettings) -> float:
     """Return the largest correlation over all arrangements, a search's where that is too much."""
     problem = prepared.problem
-    bound, _ = proven_bound(problem, Lambda)
-    if np.isfinite(bound):
-        return bound
-    found = searched_directions(
+    bounded = proven(problem, Lambda)
+    if bounded.proven:
+        return bounded.bound
+    return searched(
         problem,
         prepared.whitening,
         Lambda,
-        np.zeros((problem.Z.shape[1], 0)),
+        np.zeros((problem.units.n_parameters, 0)),
         n_starts=N_STARTS,
         random_state=settings.random_state,
         device=settings.device,
-    )
-    return float(problem.correlations(Lambda, found).max())
+    ).largest

@@ -16,21 +16,18 @@ Any :math:`\Lambda` with :math:`1^T\Lambda = 0` (when b is fitted) and
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
-from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, float64, like
+from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
 from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._pooling import IDENTITY, Pooling
 from sklearn_convexbn._sharding import ALL_HERE, Shards
-
-#: Rows whose activations are computed together: a multiple of eight.
-BLOCK_ROWS = 4096
+from sklearn_convexbn._units._base import Units
+from sklearn_convexbn._units._whitened import WhitenedUnits
 
 
 @dataclass(frozen=True)
@@ -152,6 +149,8 @@ class Problem:
         the objective and the dual are those of all rows.
     pooling : Pooling
         How the activations on the patches of a sample become its features.
+    hidden_units : Units or None
+        Another kind of hidden units than ReLU units on Z, for the pursuit.
     """
 
     Z: Array
@@ -166,6 +165,7 @@ class Problem:
     spectrum: np.ndarray
     shards: Shards = ALL_HERE
     pooling: Pooling = IDENTITY
+    hidden_units: Units | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -175,7 +175,7 @@ class Problem:
     @property
     def n_weights(self) -> int:
         """Number of output weights of a neuron, C or G C."""
-        return self.n_outputs * self.pooling.n_cells
+        return self.n_outputs * self.units.n_cells
 
     @property
     def program(self) -> str:
@@ -193,55 +193,23 @@ class Problem:
             raise ValueError("This program has no list of arrangements.")
         return activation_patterns(self.Z, self.gates)
 
-    def slices(self) -> Iterator[slice]:
-        """Yield slices of samples that are worked on together."""
-        n, size = len(self.Y), max(1, BLOCK_ROWS // self.pooling.n_patches)
-        for start in range(0, n, size):
-            yield slice(start, min(start + size, n))
-
-    def hidden(
-        self, directions: np.ndarray, gates: np.ndarray | None, samples: slice | None = None
-    ) -> Array:
-        """Return the activations (n, G m) of unit directions (m, k), on some samples or all.
-
-        Pooled units are cell by cell.
-        """
-        rows = self.pooling.rows(samples or slice(0, len(self.Y)))
-        H = float64(self.Z[rows]) @ like(directions.T, self.Y)
-        if self.activation == "gated_relu":
-            return np.where(self.patterns[rows][:, gates], H, 0.0)
-        pooled = self.pooling.pool(H.clip(min=0.0))
-        return pooled.reshape(len(pooled), -1)
+    @cached_property
+    def units(self) -> Units:
+        """The hidden units of the problem over all arrangements."""
+        return self.hidden_units or WhitenedUnits(self.Z, self.shards, self.pooling)
 
     def fit_without_intercept(self, neurons: Neurons) -> Array:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
-        of_cells = neurons.weights.reshape(-1, self.pooling.n_cells, self.n_outputs)
-        by_cells = of_cells.transpose(1, 0, 2).reshape(-1, self.n_outputs)
-        F, weights = array_namespace(self.Y).empty_like(self.Y), like(by_cells, self.Y)
-        for samples in self.slices():
-            F[samples] = self.hidden(neurons.directions, neurons.gates, samples) @ weights
-        return F
+        if self.activation == "gated_relu":
+            H = self.Z @ neurons.directions.T
+            return np.where(self.patterns[:, neurons.gates], H, 0.0) @ neurons.weights
+        Q, V = like(neurons.directions.T, self.Y), like(neurons.weights, self.Y)
+        return self.units.fit(Q, V)
 
     def correlations(self, Lambda: Array, directions: np.ndarray) -> np.ndarray:
         """Return ``|Lambda^T (Z q)_+|`` (S,) for directions (k, S)."""
-        T = sum(Lambda[rows].T @ self.hidden(directions.T, None, rows) for rows in self.slices())
-        T = self.shards.total(as_numpy(T)).reshape(self.n_weights, -1)
-        return np.linalg.norm(T, axis=0)
-
-    def pattern_keys(self, directions: np.ndarray) -> np.ndarray:
-        """Return bytes (m, any), equal for directions (m, k) with ``Z q > 0`` on equal rows.
-
-        A bit a row; of rows that are elsewhere, a hash of these bits.
-        """
-        Q = like(directions.T, self.Y)
-        blocks = (float64(self.Z[self.pooling.rows(samples)]) for samples in self.slices())
-        packed = [np.packbits(as_numpy(Z @ Q > 0), axis=0).T for Z in blocks]
-        keys = np.hstack(packed)
-        if self.shards.size == 1:
-            return keys
-        hashes = [hashlib.blake2b(key.tobytes(), digest_size=16).digest() for key in keys]
-        parts = self.shards.parts(np.frombuffer(b"".join(hashes), dtype=np.uint8))
-        return np.hstack([part.reshape(len(keys), 16) for part in parts])
+        T = self.units.correlations(Lambda, like(directions, self.Y))
+        return np.linalg.norm(as_numpy(T), axis=0)
 
     def constant(self) -> np.ndarray:
         """Return the intercept (C,) of the best network without hidden units."""

@@ -107,6 +107,12 @@ def targets(rng, n, loss, C):
     return codes[:, None].astype(float) if C == 1 else np.eye(C)[codes]
 
 
+def hidden(problem, directions, gates=None):
+    """Return activations (n, m) of unit directions (m, k) of a problem that is not pooled."""
+    H = problem.Z @ directions.T
+    return np.maximum(H, 0.0) if gates is None else np.where(problem.patterns[:, gates], H, 0.0)
+
+
 def random_neurons(problem, m, rng, scale=1.0):
     """Draw a network that is feasible for the problem without listed ReLU cones."""
     k, C = problem.Z.shape[1], problem.n_outputs

@@ -82,7 +82,7 @@ def test_a_problem_in_tensors_is_the_same_problem(loss):
     one, two = (each.certificate(neurons, largest_correlation=0.1)[1] for each in (problem, other))
     assert one.dual == pytest.approx(two.dual, rel=1e-9)
     np.testing.assert_array_equal(
-        problem.pattern_keys(neurons.directions), other.pattern_keys(neurons.directions)
+        *(each.units.patterns(neurons.directions.T) for each in (problem, other))
     )
     one, two = (solve(each, "pursuit", tol=1e-3).certificate for each in (problem, other))
     assert two.gap <= 1e-3

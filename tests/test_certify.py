@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, certify
 from sklearn_convexbn._arrangements import cone_norm, largest_in_cones
-from tests.helpers import make_problem, random_neurons
+from tests.helpers import hidden, make_problem, random_neurons
 
 ALPHA = 0.1
 
@@ -339,10 +339,10 @@ def test_own_correlation_is_the_largest_over_the_networks_cones(C):
     outputs = neurons.weights / np.linalg.norm(neurons.weights, axis=1, keepdims=True)
     sums = problem.Z.T @ (active * (Lambda @ outputs.T))
     cones = [cone_norm(problem.Z, active[:, j], sums[:, j]) for j in range(len(neurons))]
-    turned = np.linalg.norm(Lambda.T @ problem.hidden(neurons.directions, None), axis=0)
+    turned = np.linalg.norm(Lambda.T @ hidden(problem, neurons.directions), axis=0)
     value, q = problem.own_correlation(neurons, Lambda)
     assert value == pytest.approx(max(*cones, turned.max()), rel=1e-9)
-    attained = np.linalg.norm(Lambda.T @ problem.hidden(q[None], None))
+    attained = np.linalg.norm(Lambda.T @ hidden(problem, q[None]))
     assert attained >= value * (1 - 1e-9)
     assert largest_in_cones(problem.Z, active, sums)[0] == pytest.approx(max(cones), rel=1e-9)
 

@@ -17,13 +17,14 @@ from sklearn_convexbn import (
     certify,
 )
 from sklearn_convexbn._arrangements import random_directions
-from sklearn_convexbn._hidden_layer import ComputedActivations, HiddenLayer
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._patches import Patches, PatchRows
 from sklearn_convexbn._pooling import IDENTITY, grid_pooling
 from sklearn_convexbn._problem import Problem
 from sklearn_convexbn._rows import Rows
-from sklearn_convexbn._search import Search
+from sklearn_convexbn._search import Effort, Search
+from sklearn_convexbn._units._activations import ComputedActivations
+from sklearn_convexbn._units._whitened import WhitenedUnits
 from sklearn_convexbn._whitening import whiten
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from tests.helpers import random_neurons, solve, targets
@@ -138,13 +139,13 @@ def layers(cells, C, seed=0):
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     Lambda = torch.as_tensor(rng.normal(size=(11, C)))
     spread = pooling.of_rows(Lambda, torch.arange(11 * 9))
-    return HiddenLayer(Z, pooling=pooling), HiddenLayer(Z), Lambda, spread, Q
+    return WhitenedUnits(Z, pooling=pooling), WhitenedUnits(Z), Lambda, spread, Q
 
 
 @pytest.mark.parametrize(("cells", "C"), [(1, 1), (1, 3), (2, 1), (2, 3)])
 def test_correlations_and_ascent_are_those_of_a_dense_layer_on_patches(cells, C, monkeypatch):
     layer, dense, Lambda, spread, Q = layers(cells, C)
-    monkeypatch.setattr("sklearn_convexbn._hidden_layer.MOST_ROWS", {"cpu": 40})
+    monkeypatch.setattr("sklearn_convexbn._units._blocks.MOST_ROWS", {"cpu": 40})
     expected = dense.correlations(spread, Q)
     torch.testing.assert_close(layer.correlations(Lambda, Q), expected)
     for found, wanted in zip(layer.ascent(Lambda, Q), dense.ascent(spread, Q), strict=True):
@@ -158,7 +159,7 @@ def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cell
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
     Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
-    value, *found = HiddenLayer(Z, pooling=pooling).loss(LOSSES[loss], Y, p, Q, V, b)
+    value, *found = WhitenedUnits(Z, pooling=pooling).loss(LOSSES[loss], Y, p, Q, V, b)
     for a in (Q, V, b):
         a.requires_grad_()
     pooled = torch.as_tensor(pooling.weights).T @ (Z @ Q).clamp_min(0).reshape(11, 9, 6)
@@ -175,7 +176,7 @@ def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cell
 
 def test_activations_of_pooled_units_stored_or_computed_have_a_column_for_each_cell():
     layer, _, _, _, Q = layers(2, 3)
-    stored, computed = layer.activations(Q), ComputedActivations(layer, Q)
+    stored, computed = layer.activations(Q), ComputedActivations(layer._features, Q, 11, cells=4)
     assert stored.shape == computed.shape == (11, 24)
     V = torch.as_tensor(np.random.default_rng(1).normal(size=(6, 4 * 3)))
     torch.testing.assert_close(stored.fit(V.reshape(24, 3)), layer.fit(Q, V))
@@ -191,7 +192,7 @@ def test_refit_of_pooled_units_reaches_the_optimum_of_the_group_lasso(loss, C):
     problem, _ = conv_problem(loss, C)
     Q = torch.as_tensor(np.random.default_rng(3).normal(size=(5, 12)))
     Q = torch.nn.functional.normalize(Q, dim=0)
-    A = HiddenLayer(torch.as_tensor(problem.Z), pooling=problem.pooling).activations(Q)
+    A = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling).activations(Q)
     Y, p = torch.as_tensor(problem.Y), torch.as_tensor(problem.p)
     start, b = torch.zeros(12 * 4, C).double(), torch.zeros(C).double()
     V, b = multi_output_refit(A, Y, p, problem.loss, 0.02, True, start, b, tol=1e-8)
@@ -216,15 +217,12 @@ def test_certificates_hold_under_an_independent_larger_search(loss, C, cells):
     assert result.converged
     neurons, F = problem.with_best_intercept(result.neurons)
     rng = np.random.RandomState(99)
-    layer = HiddenLayer(torch.as_tensor(problem.Z), pooling=problem.pooling)
+    layer = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling)
     search = Search(layer, lambda count: random_directions(whitening, count, rng), rng)
     values, directions = search(
         problem.dual_point(F),
         neurons.directions.T,
-        n_starts=4000,
-        n_circles=1000,
-        n_steps=20,
-        n_generations=2,
+        Effort(n_starts=4000, n_relatives=1000, n_steps=20, n_generations=2),
     )
     np.testing.assert_allclose(
         problem.correlations(problem.dual_point(F), directions), values, rtol=1e-10

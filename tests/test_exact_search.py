@@ -6,8 +6,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn_convexbn import _exact_search
 from sklearn_convexbn._arrangements import enumerate_gates, project_onto_cone
 from sklearn_convexbn._exact_search import exact_search_operations, largest_correlation
-from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._search import ascend
+from sklearn_convexbn._units._whitened import WhitenedUnits
 from tests.helpers import make_problem
 
 
@@ -31,7 +31,7 @@ def _searched(Z, Lambda, n_starts=2000, n_steps=120):
     """Return the largest value that ascent from random directions finds, polished."""
     rng = np.random.default_rng(7)
     tensors = (torch.from_numpy(a) for a in (Lambda, rng.normal(size=(Z.shape[1], n_starts))))
-    layer = HiddenLayer(torch.from_numpy(Z))
+    layer = WhitenedUnits(torch.from_numpy(Z))
     values, Q = (found.numpy() for found in ascend(layer, *tensors, n_steps=n_steps, last=1e-7))
     best = Q[:, np.argsort(-values)[:10]]
     # Steps in random directions also climb along kinks, where those along gradients zigzag.

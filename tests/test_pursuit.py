@@ -9,15 +9,10 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine, make_classific
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, _search
-from sklearn_convexbn._hidden_layer import HiddenLayer
 from sklearn_convexbn._problem import Neurons
-from sklearn_convexbn._search import (
-    Search,
-    ascend,
-    circle_maxima,
-    distinct_violators,
-    vertices,
-)
+from sklearn_convexbn._search import Effort, Search, ascend, distinct_violators
+from sklearn_convexbn._units._vertices import circle_maxima, fresh_starts, vertices
+from sklearn_convexbn._units._whitened import WhitenedUnits
 from sklearn_convexbn._whitening import Whitening
 from sklearn_convexbn.solvers._pursuit import (
     _TorchProblem,
@@ -25,7 +20,7 @@ from sklearn_convexbn.solvers._pursuit import (
     refit,
     slide,
 )
-from tests.helpers import make_problem, random_neurons, shared_data, solve
+from tests.helpers import hidden, make_problem, random_neurons, shared_data, solve
 
 
 @pytest.fixture(scope="module", params=["squared", "softmax", "logistic"])
@@ -39,14 +34,14 @@ def problem(request):
 
 
 def layer_of(Z):
-    return HiddenLayer(torch.as_tensor(Z))
+    return WhitenedUnits(torch.as_tensor(Z))
 
 
 def test_ascent_never_loses_to_its_starts_and_stays_on_the_sphere():
     rng = np.random.default_rng(0)
     Z, L, starts = (torch.as_tensor(rng.standard_normal(s)) for s in ((30, 4), (30, 2), (4, 50)))
     unit = starts / torch.linalg.vector_norm(starts, dim=0)
-    layer = HiddenLayer(Z)
+    layer = WhitenedUnits(Z)
     values, Q = ascend(layer, L, starts, n_steps=20)
     assert (values >= layer.correlations(L, unit).norm(dim=0) - 1e-12).all()
     assert torch.allclose(values, layer.correlations(L, Q).norm(dim=0))
@@ -81,8 +76,8 @@ def test_moved_hyperplanes_pass_through_a_row():
     rng = np.random.default_rng(0)
     Z = np.c_[rng.standard_normal((20, 3)), np.ones(20)]
     q = rng.standard_normal((4, 9))
-    search = Search(layer_of(Z), lambda count: q[:, :count], np.random.RandomState(0))
-    moved = search._through_rows(q)
+    starts, _ = fresh_starts(layer_of(Z), 18, lambda count: q[:, :count], np.random.RandomState(0))
+    moved = starts[:, :9]
     assert np.abs(Z @ moved).min(axis=0)[::2].max() < 1e-12
     np.testing.assert_array_equal(moved[:, 1::2], q[:, 1::2])
 
@@ -101,14 +96,15 @@ def test_search_gives_unit_directions_with_their_values_and_remembers_the_best(p
     neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.02).neurons)
     Lambda, k, rng = problem.dual_point(F), problem.Z.shape[1], np.random.RandomState(0)
     search = Search(layer_of(problem.Z), lambda count: rng.normal(size=(k, count)), rng)
-    options = {"n_starts": 50, "n_circles": 50, "n_steps": 20, "n_generations": 2}
-    values, q = search(Lambda, neurons.directions.T, **options)
+    effort = Effort(n_starts=50, n_relatives=50, n_steps=20, n_generations=2)
+    values, q = search(Lambda, neurons.directions.T, effort)
     expected = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ q, 0), axis=0)
     np.testing.assert_allclose(values, expected, rtol=1e-9)
     np.testing.assert_allclose(np.linalg.norm(q, axis=0), 1.0)
     assert len(values) >= 50 + 2 * 100
     assert values.max() >= 0.999 * problem.alpha  # the neurons were starts
-    again, _ = search(Lambda, neurons.directions.T, **options | {"n_starts": 1, "n_generations": 0})
+    less = effort._replace(n_starts=1, n_generations=0)
+    again, _ = search(Lambda, neurons.directions.T, less)
     assert again.max() >= (1 - 1e-4) * values.max()
 
 
@@ -119,8 +115,7 @@ def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
     Z, L = rng.standard_normal((15, 4)), rng.standard_normal((15, C))
     pairs = np.stack([np.linalg.qr(rng.standard_normal((4, 2)))[0] for _ in range(6)], axis=1)
     bases, tangents = pairs[:, :, 0], pairs[:, :, 1]
-    arguments = (torch.as_tensor(a) for a in (L, bases, tangents))
-    found = circle_maxima(layer_of(Z), *arguments).numpy().reshape(4, 2, 6)
+    found = circle_maxima(layer_of(Z), torch.as_tensor(L), bases, tangents).numpy().reshape(4, 2, 6)
     for s in range(6):
         q, t = bases[:, s], tangents[:, s]
         output = L.T @ np.maximum(Z @ q, 0)
@@ -139,11 +134,10 @@ def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem, m
     neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.1).neurons)
     Lambda, k = problem.dual_point(F), problem.Z.shape[1]
 
-    def searched(**options):
+    def searched(steered=False):
         rng = np.random.RandomState(0)
         search = Search(layer_of(problem.Z), lambda count: rng.normal(size=(k, count)), rng)
-        options |= {"n_starts": 50, "n_circles": 50, "n_steps": 20, "n_generations": 2}
-        return search(Lambda, neurons.directions.T, **options)
+        return search(Lambda, neurons.directions.T, Effort(50, 50, 20, 2, steered=steered))
 
     plain, _ = searched()
     monkeypatch.setattr(_search, "STEERING_ROWS", 80)
@@ -167,8 +161,7 @@ def test_search_of_a_perfect_fit_finds_nothing():
     Z = np.c_[np.arange(5.0), np.ones(5)]
     rng = np.random.RandomState(0)
     search = Search(layer_of(Z), lambda count: rng.normal(size=(2, count)), rng)
-    options = {"n_starts": 10, "n_circles": 10, "n_steps": 5, "n_generations": 2}
-    values, _ = search(np.zeros((5, 1)), np.zeros((2, 0)), **options)
+    values, _ = search(np.zeros((5, 1)), np.zeros((2, 0)), Effort(10, 10, 5, 2))
     assert not values.any()
 
 
@@ -176,10 +169,10 @@ def test_refit_satisfies_its_optimality_conditions(problem):
     start = random_neurons(problem, 25, np.random.default_rng(3))
     refitted = refit(_TorchProblem(problem, "cpu"), start)
     neurons, F = problem.with_best_intercept(refitted)
-    A = problem.hidden(start.directions, None)
+    A = hidden(problem, start.directions)
     slopes = A.T @ problem.dual_point(F)
     assert np.linalg.norm(slopes, axis=1).max() <= problem.alpha * (1 + 1e-3)
-    kept = problem.hidden(neurons.directions, None).T @ problem.dual_point(F)
+    kept = hidden(problem, neurons.directions).T @ problem.dual_point(F)
     pull = problem.alpha * neurons.weights / np.linalg.norm(neurons.weights, axis=1)[:, None]
     np.testing.assert_allclose(kept, pull, atol=2e-3 * problem.alpha)
     assert problem.objective(refitted) <= problem.objective(start)

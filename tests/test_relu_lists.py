@@ -22,7 +22,7 @@ from sklearn_convexbn._problem import Problem
 from sklearn_convexbn.solvers import _arrangement_program, _interior_point, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
 from sklearn_convexbn.solvers._interior_point import interior_point
-from tests.helpers import make_problem, solve
+from tests.helpers import hidden, make_problem, solve
 
 
 class InteriorPoint(solvers.Solver):
@@ -171,7 +171,7 @@ def test_bounds_hold_by_nnls(case, share):
 def test_active_neurons_meet_the_dual_constraint():
     problem = diabetes(share=0.05)
     last = iterates(problem, tol=1e-9)[-1]
-    activations = problem.hidden(last.neurons.directions, last.neurons.gates)
+    activations = hidden(problem, last.neurons.directions)
     slopes = np.sign(last.neurons.weights[:, 0]) * (activations.T @ last.Lambda)[:, 0]
     np.testing.assert_allclose(slopes, problem.alpha, rtol=1e-3)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy import optimize
 
+from sklearn_convexbn._bound import correlation_bound
 from sklearn_convexbn._losses import LogisticLoss, SquaredLoss
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
@@ -86,12 +87,6 @@ def _certified(problem: Problem, neurons: Neurons) -> float:
     _, F = problem.with_best_intercept(neurons)
     bound = correlation_bound(problem, problem.dual_point(F))
     return problem.certificate(neurons, largest_correlation=bound, proven=True)[1].gap
-
-
-def correlation_bound(problem: Problem, Lambda: np.ndarray) -> float:
-    """Bound ``max |Lambda^T (Z q)_+|`` over unit q when Z is square, for any Lambda (n, C)."""
-    M = Lambda / np.sqrt(problem.p)[:, None]
-    return float(np.sqrt(max(np.linalg.eigvalsh(np.maximum(M @ M.T, 0.0))[-1], 0.0)))
 
 
 def _neurons(problem: Problem, A: np.ndarray, G: np.ndarray, b: np.ndarray) -> Neurons:

@@ -17,8 +17,8 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from sklearn_convexbn._hidden_layer import Activations
 from sklearn_convexbn._losses import Loss, optimal_intercept
+from sklearn_convexbn._units._activations import Activations
 
 #: Newton steps of one refit, and changes of the active set of one quadratic model.
 MAX_NEWTON_STEPS, MAX_CHANGES = 50, 5000

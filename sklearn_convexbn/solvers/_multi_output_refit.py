@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._hidden_layer import Activations
 from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
 from sklearn_convexbn._pooling import columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
+from sklearn_convexbn._units._activations import Activations
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky

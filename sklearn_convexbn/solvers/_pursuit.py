@@ -11,21 +11,22 @@ enough for an exact one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn._arrays import Array, is_tensor
+from sklearn_convexbn._arrays import Array
+from sklearn_convexbn._bound import THOROUGH_GENERATIONS, Found, proven
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sklearn_convexbn._search import Search
+    from sklearn_convexbn._search import Effort, Search
+    from sklearn_convexbn._units._base import Units
 
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
@@ -36,9 +37,9 @@ REFIT_SHARE = 0.02
 #: Rounds with a gap of more than this many tolerances search in so few steps, without circles.
 ROUGH_GAPS, ROUGH_STEPS = 10.0, 10
 
-#: The search that certifies: its generations, the operations its fresh starts may cost, and the
-#: least multiple of a round's starts it has whatever they cost.
-CERTIFYING_GENERATIONS, CERTIFYING_OPERATIONS, LEAST_CERTIFY_FACTOR = 2, 2e10, 5
+#: The search that certifies: the operations its fresh starts may cost, and the least multiple of a
+#: round's starts it has whatever they cost.
+CERTIFYING_OPERATIONS, LEAST_CERTIFY_FACTOR = 2e10, 5
 
 
 class Pursuit(Solver):
@@ -87,7 +88,7 @@ class Pursuit(Solver):
         from sklearn_convexbn._search import Search, distinct_violators
 
         training = _TorchProblem(problem, settings.device)
-        search = Search(training.layer, settings.random_directions, settings.random_state)
+        search = Search(training.units, settings.random_directions, settings.random_state)
         neurons = settings.start or _nothing(problem)
         neurons = problem.shards.agreed(neurons)
         neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
@@ -121,36 +122,38 @@ class Pursuit(Solver):
         Lambda: Array,
         search: Search,
         settings: RunSettings,
-    ) -> _Found:
+    ) -> Found:
         """Search for violators, the harder the fewer there seem to be, at last for a proof."""
-        from sklearn_convexbn._exact_search import is_affordable, largest_correlation
-
-        units = neurons.directions.T
+        known = neurons.directions.T
+        some = known
         if len(neurons) > self.n_starts:
-            units = units[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
-        few = partial(
-            search, Lambda, units, n_starts=self.n_starts, n_circles=self.n_starts, steered=True
-        )
-        found = _Found(*few(n_steps=ROUGH_STEPS, n_generations=0))
+            some = known[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
+        rough, fine, certifying = self._efforts(problem)
+        found = Found(*search(Lambda, some, rough))
         if _gap(problem, neurons, found) > ROUGH_GAPS * settings.tol:
             return found
-        fine = few(n_steps=self.n_search_steps, n_generations=1)
-        found = found.joined(*fine)
+        found = found.joined(Found(*search(Lambda, some, fine)))
         if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
-        n, k = search.layer.n_rows, problem.Z.shape[1]
-        if is_affordable(n, k, problem.n_weights):
-            value, q = largest_correlation(*search.gathered(Lambda))
-            return replace(found.joined(np.array([value]), q[:, None]), proven=True)
-        more = search(
-            Lambda,
-            neurons.directions.T,
-            n_starts=self.certifying_starts(n, k),
-            n_circles=LEAST_CERTIFY_FACTOR * self.n_starts,
-            n_steps=self.n_search_steps,
-            n_generations=CERTIFYING_GENERATIONS,
+        bounded = found.joined(proven(problem, Lambda))
+        if bounded.is_tight or _gap(problem, neurons, bounded) <= settings.tol:
+            return bounded
+        return found.joined(Found(*search(Lambda, known, certifying)))
+
+    def _efforts(self, problem: Problem) -> tuple[Effort, Effort, Effort]:
+        """Return what a rough, a fine and a certifying search do."""
+        from sklearn_convexbn._search import Effort
+
+        rough = Effort(self.n_starts, self.n_starts, ROUGH_STEPS, 0, steered=True)
+        fine = rough._replace(n_steps=self.n_search_steps, n_generations=1)
+        units = problem.units
+        certifying = Effort(
+            self.certifying_starts(units.n_rows, units.n_parameters),
+            LEAST_CERTIFY_FACTOR * self.n_starts,
+            self.n_search_steps,
+            THOROUGH_GENERATIONS,
         )
-        return found.joined(*more)
+        return rough, fine, certifying
 
     def certifying_starts(self, n: int, k: int) -> int:
         """Return how many fresh starts the search has that certifies, for Z of shape (n, k)."""
@@ -159,48 +162,20 @@ class Pursuit(Solver):
         return int(factor * self.n_starts)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Values (S,) and unit directions (k, S) of a search; `proven` if it has the maximum."""
-
-    values: np.ndarray
-    directions: np.ndarray
-    proven: bool = False
-
-    @property
-    def largest(self) -> float:
-        return float(self.values.max())
-
-    def joined(self, values: np.ndarray, directions: np.ndarray) -> _Found:
-        """Return this and what another search has found."""
-        return replace(
-            self,
-            values=np.concatenate([self.values, values]),
-            directions=np.hstack([self.directions, directions]),
-        )
-
-
-def _gap(problem: Problem, neurons: Neurons, found: _Found) -> float:
+def _gap(problem: Problem, neurons: Neurons, found: Found) -> float:
     """Return the relative gap that a search leaves."""
     return problem.certificate(neurons, largest_correlation=found.largest)[1].gap
 
 
 class _TorchProblem:
-    """The problem's tensors; arrays go to a torch device, the layer as it is stored."""
+    """The problem's tensors; arrays go to a torch device, rows as they are stored."""
 
     def __init__(self, problem: Problem, device: str) -> None:
         import torch
 
-        from sklearn_convexbn._hidden_layer import HiddenLayer
-
-        Z = problem.Z
-        if is_tensor(problem.Y):
-            device = problem.Y.device
-        if isinstance(Z, np.ndarray):
-            Z = torch.as_tensor(Z, device=device)
-        self.layer = HiddenLayer(Z, problem.shards, problem.pooling)
-        self.Y = torch.as_tensor(problem.Y, device=device)
-        self.p = torch.as_tensor(problem.p, device=device)
+        self.units = problem.units.on(device)
+        self.Y = torch.as_tensor(problem.Y, device=self.units.device)
+        self.p = torch.as_tensor(problem.p, device=self.units.device)
         self.problem = problem
 
     def tensor(self, a: np.ndarray) -> Tensor:
@@ -211,7 +186,7 @@ class _TorchProblem:
 
 def _nothing(problem: Problem) -> Neurons:
     """Return the network without hidden units, with the best intercept."""
-    return Neurons.empty(problem.Z.shape[1], problem.constant(), problem.pooling.n_cells)
+    return Neurons.empty(problem.units.n_parameters, problem.constant(), problem.units.n_cells)
 
 
 def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
@@ -238,7 +213,7 @@ def refit(
     if len(neurons) == 0:
         return neurons
     problem = training.problem
-    A = training.layer.activations(training.tensor(neurons.directions.T))
+    A = training.units.activations(training.tensor(neurons.directions.T))
     V, b = training.tensor(neurons.weights), training.tensor(neurons.intercept)
     arguments = (A, training.Y, training.p, problem.loss, problem.alpha, problem.fit_intercept)
     if problem.n_weights == 1:
@@ -260,7 +235,8 @@ def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons
     problem, m = training.problem, len(neurons)
     if m == 0:
         return neurons
-    k, C = problem.Z.shape[1], problem.n_weights
+    units, C = training.units, problem.n_weights
+    k = units.n_parameters
     root = np.sqrt(np.linalg.norm(neurons.weights, axis=1))[:, None]
     start = np.concatenate(
         [(neurons.directions * root).ravel(), (neurons.weights / root).ravel(), neurons.intercept]
@@ -270,18 +246,16 @@ def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons
         q, v = x[: m * k].reshape(m, k), x[m * k : m * (k + C)].reshape(m, C)
         return q, v, x[m * (k + C) :]
 
-    precision = training.layer.Z.dtype
-
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        q, v, b = (training.tensor(part).to(precision) for part in unpack(x))
-        value, dQ, dV, db = training.layer.loss(
-            problem.loss, training.Y, training.p, q.T.contiguous(), v, b
-        )
+        q, v, _ = unpack(x)
+        Q, V, b = (training.tensor(part).to(units.precision) for part in unpack(x))
+        value, dQ, dV, db = units.loss(problem.loss, training.Y, training.p, Q.T.contiguous(), V, b)
         parts = [dQ.T, dV, db * float(problem.fit_intercept)]
         gradient = np.concatenate([part.double().cpu().numpy().ravel() for part in parts])
-        weights = x[: m * (k + C)]
-        gradient[: m * (k + C)] += problem.alpha * weights
-        return value + 0.5 * problem.alpha * float(weights @ weights), gradient
+        penalty, slopes = units.penalty(q.T)
+        gradient[: m * k] += problem.alpha * slopes.T.ravel()
+        gradient[m * k : m * (k + C)] += problem.alpha * v.ravel()
+        return value + problem.alpha * (penalty + 0.5 * float((v * v).sum())), gradient
 
     found = optimize.minimize(
         value_and_gradient,
@@ -290,7 +264,7 @@ def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons
         method="L-BFGS-B",
         options={"maxiter": n_steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-12},
     )
-    moved = Neurons.from_products(*unpack(found.x), None)
+    moved = _of_norm_one(units, *unpack(found.x))
     return moved if problem.objective(moved) <= problem.objective(neurons) else neurons
 
 
@@ -305,8 +279,16 @@ def merge_equal_units(problem: Problem, neurons: Neurons) -> Neurons:
     mass = np.linalg.norm(neurons.weights, axis=1, keepdims=True)
     outputs = neurons.weights / mass
     rounded = np.ascontiguousarray(np.round(outputs, 9) + 0.0)
-    keys = np.hstack([problem.pattern_keys(neurons.directions), rounded.view(np.uint8)])
+    keys = np.hstack([problem.units.patterns(neurons.directions.T), rounded.view(np.uint8)])
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     q = np.zeros((len(first), neurons.directions.shape[1]))
     np.add.at(q, group.ravel(), mass * neurons.directions)
-    return Neurons.from_products(q, outputs[first], neurons.intercept, None)
+    return _of_norm_one(problem.units, q, outputs[first], neurons.intercept)
+
+
+def _of_norm_one(units: Units, q: np.ndarray, v: np.ndarray, b: np.ndarray) -> Neurons:
+    """Return neurons of units q_j (m, k) and output weights v_j of any size, without zero ones."""
+    norms = units.norms(q.T)
+    keep = (norms > 0) & (np.linalg.norm(v, axis=1) > 0)
+    q, v, norms = q[keep], v[keep], norms[keep, None]
+    return Neurons(q / norms, v * norms, b)
