@@ -45,8 +45,16 @@ class Loss(ABC):
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         """Return the conjugate of :meth:`value` at U (n, C): ``sup_F <U, F> - value(F)``.
 
-        Infinite outside the domain, which is judged up to rounding error.
+        Infinite outside the domain, which is judged up to rounding error. Accurate relative to
+        itself, also where it is tiny, like :meth:`value`: certificates are differences of both.
         """
+
+    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+        """Return how far U (n, C) leaves the conjugate's domain, at least 0; 0 is inside.
+
+        Judged without tolerance. A loss whose conjugate is finite everywhere need not define it.
+        """
+        return 0.0 * U.sum()
 
     @abstractmethod
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
@@ -85,15 +93,23 @@ class LogisticLoss(Loss):
     curvature = 0.25
 
     def value(self, F: Array, Y: Array, p: Array) -> Array:
+        # log(1 + exp(f)) - f and sigmoid(f) - 1 would cancel where rows are fitted well.
         xp = array_namespace(F)
-        return (p[:, None] * (xp.logaddexp(xp.zeros_like(F), F) - Y * F)).sum()
+        zero = xp.zeros_like(F)
+        losses = (1.0 - Y) * xp.logaddexp(zero, F) + Y * xp.logaddexp(zero, -F)
+        return (p[:, None] * losses).sum()
 
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
-        return p[:, None] * (_sigmoid(F) - Y)
+        return p[:, None] * ((1.0 - Y) * _sigmoid(F) - Y * _sigmoid(-F))
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
-        pi = U / p[:, None] + Y
-        return (p[:, None] * (_xlogx(pi) + _xlogx(1.0 - pi))).sum()
+        u = U / p[:, None]
+        pi, rest = Y + u, (1.0 - Y) - u
+        return (p[:, None] * (_xlogx(pi, rest) + _xlogx(rest, pi))).sum()
+
+    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+        u = U / p[:, None]
+        return _largest_below_zero(Y + u, (1.0 - Y) - u)
 
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         s = _sigmoid(F)
@@ -107,30 +123,29 @@ class SoftmaxLoss(Loss):
     curvature = 0.5
 
     def value(self, F: Array, Y: Array, p: Array) -> Array:
-        xp = array_namespace(F)
-        top = xp.amax(F, axis=1, keepdims=True)
-        lse = xp.log(xp.exp(F - top).sum(axis=1)) + top[:, 0]
-        return (p * (lse - (Y * F).sum(axis=1))).sum()
+        return (p * _cross_entropies(F, Y)[0]).sum()
 
     def gradient(self, F: Array, Y: Array, p: Array) -> Array:
         return self.value_and_gradient(F, Y, p)[1]
 
     def value_and_gradient(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
-        xp = array_namespace(F)
-        top = xp.amax(F, axis=1, keepdims=True)
-        e = xp.exp(F - top)
-        total = e.sum(axis=1)
-        value = (p * (xp.log(total) + top[:, 0] - (Y * F).sum(axis=1))).sum()
-        # 1 - softmax of the own class cancels where that is near 1.
-        others = e * (1.0 - Y) / total[:, None]
-        return value, p[:, None] * (others - Y * others.sum(axis=1)[:, None])
+        losses, others, rest = _cross_entropies(F, Y)
+        return (p * losses).sum(), p[:, None] * (others - Y * rest[:, None])
 
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+        # The own class has what the others leave: 1 + u would lose what is near zero there.
         xp = array_namespace(U)
-        pi = U / p[:, None] + Y
-        outside = xp.abs(pi.sum(axis=1) - 1.0) > 1e-9
-        entropy = (p[:, None] * _xlogx(pi)).sum()
+        u = U / p[:, None]
+        others = u * (1.0 - Y)
+        rest = others.sum(axis=1)
+        entropy = (p[:, None] * _xlogx(others, 1.0 - others)).sum()
+        entropy = entropy + (p * _xlogx(1.0 - rest, rest)).sum()
+        outside = xp.abs(u.sum(axis=1)) > 1e-9
         return entropy + float("inf") if bool(outside.any()) else entropy
+
+    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+        others = U / p[:, None] * (1.0 - Y)
+        return _largest_below_zero(others, 1.0 - others.sum(axis=1))
 
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(F)
@@ -149,6 +164,21 @@ def softmax(F: Array) -> Array:
     xp = array_namespace(F)
     e = xp.exp(F - xp.amax(F, axis=1, keepdims=True))
     return e / e.sum(axis=1)[:, None]
+
+
+def _cross_entropies(F: Array, Y: Array) -> tuple[Array, Array, Array]:
+    """Return the losses (n,), the softmax off the own class (n, C), 0 there, and its sums (n,).
+
+    Where the own class is near 1, the logarithm of the sum and 1 - softmax would cancel.
+    """
+    xp = array_namespace(F)
+    top = xp.amax(F, axis=1, keepdims=True)
+    e = xp.exp(F - top)
+    total = e.sum(axis=1)
+    others = e * (1.0 - Y)
+    rest, behind = others.sum(axis=1), top[:, 0] - (Y * F).sum(axis=1)
+    losses = xp.where(behind == 0.0, xp.log1p(rest), xp.log(total) + behind)
+    return losses, others / total[:, None], rest / total
 
 
 def optimal_intercept(
@@ -188,23 +218,70 @@ def optimal_intercept(
     b, total = xp.zeros_like(F[0]), shards.total
     value, steepest = float(total(loss.value(F, Y, p))), float("inf")
     for _ in range(max_iter):
-        gradient = loss.gradient(F + b, Y, p)
-        slope, length = shards.totals(gradient.sum(axis=0), xp.abs(gradient).sum())
-        size, rounding = float(xp.abs(slope).max()), _eps(F) * float(length)
+        slope, rounding = _slope(loss, F + b, Y, p, shards)
+        size = float(xp.abs(slope).max())
         if size <= 4 * rounding or (size <= 100 * rounding and size >= 0.5 * steepest):
             break
         steepest = size
-        newton = -_pinv_solve(xp, total(_summed_hessian(loss, F + b, Y, p)), slope)
-        b_new = b + newton
-        new = float(total(loss.value(F + b_new, Y, p)))
+        H = total(_summed_hessian(loss, F + b, Y, p))
         # Gradient steps lower the value by at least half of slope^2 / curvature.
         promised = 0.25 * float((slope * slope).sum()) / loss.curvature
-        if not new <= value - promised + 1e-15 * abs(value):
+        for scaled in (True, False):
+            b_new = b - _pinv_solve(xp, H, slope, scaled=scaled)
+            new = float(total(loss.value(F + b_new, Y, p)))
+            if new <= value - promised + 1e-15 * abs(value):
+                break
+        else:
             b_new, new = _gradient_step(loss, F, Y, p, b, slope, value, shards)
             if not new < value:
                 break
         b, value = b_new, new
+    return _polished(loss, F, Y, p, b, shards)
+
+
+def _polished(
+    loss: Loss, F: Array, Y: Array, p: Array, b: Array, shards: Shards, max_iter: int = 20
+) -> Array:
+    """Take Newton steps on b (C,) for as long as they halve the slope.
+
+    Close to the minimum values differ by less than rounding, which the slope, relative to the sum
+    of its terms, does not yet; and the dual value is off by the slope times b.
+    """
+    xp = array_namespace(F)
+    slope, rounding = _slope(loss, F + b, Y, p, shards)
+    for _ in range(max_iter):
+        size = float(xp.abs(slope).max())
+        if size <= rounding:
+            break
+        trial = b + newton_step(loss, F + b, Y, p, slope, shards)
+        slope, rounding = _slope(loss, F + trial, Y, p, shards)
+        if not float(xp.abs(slope).max()) <= 0.5 * size:
+            break
+        b = trial
     return b
+
+
+def newton_step(loss: Loss, F: Array, Y: Array, p: Array, slope: Array, shards: Shards) -> Array:
+    """Return the Newton step of the intercept (C,) at the fit F with its summed gradient (C,)."""
+    H = shards.total(_summed_hessian(loss, F, Y, p))
+    return -_pinv_solve(array_namespace(F), H, slope, scaled=True)
+
+
+def newton_change(
+    loss: Loss, F: Array, Y: Array, p: Array, step: Array, block: int = 4096
+) -> Array:
+    """Return how a step of the intercept (C,) changes the gradient (n, C), to first order."""
+    blocks = [slice(start, start + block) for start in range(0, len(F), block)]
+    products = [loss.hessian(F[rows], Y[rows], p[rows]) @ step for rows in blocks]
+    return array_namespace(F).concatenate(products)
+
+
+def _slope(loss: Loss, F: Array, Y: Array, p: Array, shards: Shards) -> tuple[Array, float]:
+    """Return the summed gradient (C,) at the fit F, and the rounding error that it may have."""
+    gradient = loss.gradient(F, Y, p)
+    length = array_namespace(F).abs(gradient).sum()
+    slope, length = shards.totals(gradient.sum(axis=0), length)
+    return slope, _eps(F) * float(length)
 
 
 def _summed_hessian(loss: Loss, F: Array, Y: Array, p: Array, block: int = 4096) -> Array:
@@ -234,15 +311,21 @@ def _gradient_step(
         size *= 2.0
 
 
-def _pinv_solve(xp: ModuleType, H: Array, g: Array) -> Array:
-    """Solve H x = g for a small symmetric PSD H; softmax leaves the all-ones direction free."""
-    scale = float(xp.abs(H).max())
-    if scale == 0.0:
+def _pinv_solve(xp: ModuleType, H: Array, g: Array, *, scaled: bool) -> Array:
+    """Solve H x = g for a small symmetric PSD H; softmax leaves the all-ones direction free.
+
+    Where a class weighs next to nothing, `scaled` keeps its direction, whose curvature is tiny;
+    else such directions are left out.
+    """
+    diagonal = H.diagonal()
+    if not float(diagonal.max()) > 0.0:
         return xp.zeros_like(g)
-    values, vectors = xp.linalg.eigh(H / scale)
+    sizes = xp.where(diagonal > 0, diagonal, xp.ones_like(g)) if scaled else 0 * g + diagonal.max()
+    d = sizes**-0.5
+    values, vectors = xp.linalg.eigh(H * d[:, None] * d)
     kept = values > 1e-12
     inverse = xp.where(kept, 1.0 / xp.where(kept, values, xp.ones_like(values)), 0 * values)
-    return vectors @ (inverse * (vectors.T @ g)) / scale
+    return d * (vectors @ (inverse * (vectors.T @ (d * g))))
 
 
 def _sigmoid(F: Array) -> Array:
@@ -250,12 +333,24 @@ def _sigmoid(F: Array) -> Array:
     return xp.exp(-xp.logaddexp(xp.zeros_like(F), -F))
 
 
-def _xlogx(t: Array) -> Array:
-    """Return t log t, 0 at t = 0 (and just below, by rounding), infinity for negative t."""
+def _xlogx(t: Array, rest: Array | None = None) -> Array:
+    """Return t log t, 0 at t = 0 (and just below, by rounding), infinity for negative t.
+
+    Near t = 1 the logarithm is taken of ``rest = 1 - t``, which may be given with more digits.
+    """
     xp = array_namespace(t)
+    rest = 1.0 - t if rest is None else rest
     safe = xp.where(t > 0, t, xp.ones_like(t))
+    near = xp.abs(rest) < 0.5
+    logarithm = xp.where(near, xp.log1p(-xp.where(near, rest, 0.0 * rest)), xp.log(safe))
     outside = xp.where(t < -1e-9, xp.full_like(t, float("inf")), xp.zeros_like(t))
-    return safe * xp.log(safe) + outside
+    return xp.where(t > 0, t, xp.zeros_like(t)) * logarithm + outside
+
+
+def _largest_below_zero(*arrays: Array) -> Array:
+    """Return the largest amount by which an entry is below zero, at least 0."""
+    amounts = [(-a).clip(min=0.0).max() for a in arrays]
+    return max(amounts)
 
 
 def _eps(a: Array) -> float:

@@ -23,11 +23,20 @@ import numpy as np
 
 from sklearn_convexbn._arrangements import activation_patterns, cone_norm, largest_in_cones
 from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
-from sklearn_convexbn._losses import Loss, optimal_intercept
+from sklearn_convexbn._losses import Loss, newton_change, newton_step, optimal_intercept
 from sklearn_convexbn._pooling import IDENTITY, Pooling
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._units._base import Units
 from sklearn_convexbn._units._whitened import WhitenedUnits
+
+#: Relative gaps below this are looked at again with the correlations of the network's own units.
+CLOSE = 1e-6
+
+#: Errors of a bound up to this share of the objective are rounding.
+NEGLIGIBLE = 1e-9
+
+#: Steps of the intercept up to this are linearised: the error is below the square of it.
+LARGEST_CORRECTION = 1e-8
 
 
 @dataclass(frozen=True)
@@ -218,11 +227,19 @@ class Problem:
         nothing = array_namespace(self.Y).zeros_like(self.Y)
         return as_numpy(optimal_intercept(self.loss, nothing, self.Y, self.p, shards=self.shards))
 
+    @cached_property
+    def nothing(self) -> tuple[Neurons, float]:
+        """The best network without hidden units, and its objective."""
+        neurons = Neurons.empty(self.Z.shape[1], self.constant(), self.pooling.n_cells)
+        xp = array_namespace(self.Y)
+        return neurons, self.mean_loss(xp.zeros_like(self.Y) + like(neurons.intercept, self.Y))
+
     def with_best_intercept(self, neurons: Neurons) -> tuple[Neurons, Array]:
         """Return the neurons with the optimal b, and the fit (n, C) including it."""
         F = self.fit_without_intercept(neurons)
         if not self.fit_intercept:
-            return neurons, F
+            zero = np.zeros(self.n_outputs)  # a solver may hand over rounding errors
+            return (replace(neurons, intercept=zero) if neurons.intercept.any() else neurons), F
         b = like(neurons.intercept, F)
         b = b + optimal_intercept(self.loss, F + b, self.Y, self.p, shards=self.shards)
         return replace(neurons, intercept=as_numpy(b)), F + b
@@ -237,8 +254,21 @@ class Problem:
         return self.mean_loss(F) + self.alpha * neurons.mass
 
     def dual_point(self, F: Array) -> Array:
-        """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C)."""
-        return -self.loss.gradient(F, self.Y, self.p)
+        """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C).
+
+        Where F has the optimal b, it sums to zero over the rows, more exactly than any b in float64
+        gives: as after one more Newton step, the first order of which is added to the gradient.
+        """
+        Lambda = -self.loss.gradient(F, self.Y, self.p)
+        if not self.fit_intercept:
+            return Lambda
+        residual, length = self.shards.totals(Lambda.sum(axis=0), abs(Lambda).sum())
+        if float(abs(residual).max()) <= 4.0 * np.finfo(float).eps * float(length):
+            return Lambda
+        step = newton_step(self.loss, F, self.Y, self.p, -residual, self.shards)
+        if float(abs(step).max()) > LARGEST_CORRECTION:
+            return Lambda
+        return Lambda - newton_change(self.loss, F, self.Y, self.p, step)
 
     def gate_norms(self, Lambda: np.ndarray) -> np.ndarray:
         """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1."""
@@ -325,11 +355,22 @@ class Problem:
         """
         neurons, F = self.with_best_intercept(neurons)
         primal = self.mean_loss(F) + self.alpha * neurons.mass
+        own = self.dual_point(F)
         if Lambda is None:
-            Lambda = self.dual_point(F)
+            Lambda = own
+        else:
+            Lambda, moved = self._feasible(Lambda, own)
+            if largest_correlation is not None:
+                largest_correlation += moved
         if largest_correlation is None:
             largest_correlation, proven = self._largest_correlation(Lambda), True
         dual = self.dual_value(Lambda, largest_correlation)
+        if not self._sums_to_zero(Lambda, neurons.intercept, primal):
+            dual = self.dual_value(Lambda, np.inf)
+        elif primal - dual < CLOSE * abs(primal):
+            # The network's own units bound the gap from below; a search may have missed them.
+            largest_correlation = max(largest_correlation, self._unit_correlation(Lambda, neurons))
+            dual = self.dual_value(Lambda, largest_correlation)
         return neurons, Certificate(
             primal=primal,
             dual=dual,
@@ -339,12 +380,62 @@ class Problem:
             program=self.program,
         )
 
+    def _sums_to_zero(self, Lambda: Array, intercept: np.ndarray, primal: float) -> bool:
+        """Return whether what is left of the sum of Lambda moves the bound by rounding only."""
+        if not self.fit_intercept:
+            return True
+        residual = as_numpy(self.shards.total(Lambda.sum(axis=0)))
+        return bool(abs(residual) @ abs(intercept) <= NEGLIGIBLE * abs(primal))
+
     def dual_value(self, Lambda: Array, largest_correlation: float) -> float:
-        """Return the dual value of Lambda (n, C) scaled back until it is feasible."""
+        """Return the dual value of Lambda (n, C) scaled back until it is feasible.
+
+        Zero is feasible too, and its value a bound: that of a loss of perfect fit, 0.
+        """
         scale = 1.0
         if largest_correlation > self.alpha:
             scale = self.alpha / largest_correlation
-        return -float(self.shards.total(self.loss.conjugate(-scale * Lambda, self.Y, self.p)))
+        value, trivial = self.shards.totals(
+            *(float(self.loss.conjugate(-c * Lambda, self.Y, self.p)) for c in (scale, 0.0))
+        )
+        return -min(value, trivial)
+
+    def _feasible(self, Lambda: Array, own: Array) -> tuple[Array, float]:
+        """Return a dual point near Lambda that is feasible but for its correlations.
+
+        It sums to zero over the rows, if b is fitted, and lies in the conjugate's domain; where it
+        does not, as much of the network's `own` point is mixed in as is needed. Besides, by how
+        much any correlation may have become larger.
+        """
+        moved = 0.0
+        if self.fit_intercept:
+            residual = self.shards.total(Lambda.sum(axis=0))
+            length = self.shards.total(abs(Lambda).sum())
+            if float(abs(residual).max()) > 4.0 * np.finfo(float).eps * float(length):
+                Lambda = Lambda - self.p[:, None] * residual
+                moved = self._reach * float((residual**2).sum() ** 0.5)
+        difference = own - Lambda
+        distance = float(self.shards.total((difference**2 / self.p[:, None]).sum())) ** 0.5
+        for share in (0.0, *10.0 ** np.arange(-15.0, 1.0)):
+            mixed = Lambda + share * difference if share < 1.0 else own
+            if self.shards.maximum(float(self.loss.outside(-mixed, self.Y, self.p))) == 0.0:
+                break
+        return mixed, moved + share * self._reach * distance
+
+    @cached_property
+    def _reach(self) -> float:
+        """Upper bound on ``(sum_i p_i |a_i|^2)^(1/2)`` of the activations a of a unit direction."""
+        patches = self.pooling.n_patches * self.pooling.weights.sum(axis=1).max()
+        return float(self.spectrum.max() * patches) ** 0.5
+
+    def _unit_correlation(self, Lambda: Array, neurons: Neurons) -> float:
+        """Return the largest ``|Lambda^T a_j|`` over a network's own units."""
+        if len(neurons) == 0:
+            return 0.0
+        if self.activation != "gated_relu":
+            return float(self.correlations(Lambda, neurons.directions.T).max())
+        H = np.where(self.patterns[:, neurons.gates], self.Z @ neurons.directions.T, 0.0)
+        return float(np.linalg.norm(Lambda.T @ H, axis=0).max())
 
     def _largest_correlation(self, Lambda: np.ndarray) -> float:
         if self.gates is None:

@@ -1,3 +1,5 @@
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,71 @@ def test_constant_fit_is_the_closed_form(name, C):
         np.testing.assert_allclose(b, np.log(mean / (1 - mean)), atol=1e-9)
     else:
         np.testing.assert_allclose(softmax(b[None])[0], mean, atol=1e-9)
+
+
+# --- certificates of tiny objectives ----------------------------------------------------------
+
+
+def _exact_row(f, y, name):
+    """Value of one row and, at its gradient times `SHRINK`, its conjugate, to 200 digits."""
+    f, own = [Decimal(float(x)) for x in f], int(y[0]) if name == "logistic" else int(y.argmax())
+    outputs = [Decimal(0), *f] if name == "logistic" else f
+    e = [x.exp() for x in outputs]
+    value = (sum(e) / e[own]).ln()
+    pi = [x / sum(e) * SHRINK for x in e]
+    pi[own] += 1 - SHRINK
+    return value, sum(x * x.ln() for x in pi)
+
+
+SHRINK = Decimal("0.75")
+
+
+@pytest.mark.parametrize("lead", [-30.0, 1.0, 25.0, 60.0])
+@pytest.mark.parametrize(("name", "C"), [("logistic", 1), ("softmax", 3), ("softmax", 5)])
+def test_values_and_conjugates_are_accurate_relative_to_themselves(name, C, lead):
+    F, Y, p = _point(name, C, n=12)
+    F += lead * (2 * Y - 1)
+    with localcontext() as context:
+        context.prec = 200
+        rows = [_exact_row(f, y, name) for f, y in zip(F, Y, strict=True)]
+        expected = [
+            float(sum(Decimal(float(w)) * x for w, x in zip(p, column, strict=True)))
+            for column in zip(*rows, strict=True)
+        ]
+    loss = LOSSES[name]
+    U = float(SHRINK) * loss.gradient(F, Y, p)
+    assert loss.value(F, Y, p) == pytest.approx(expected[0], rel=1e-13, abs=0.0)
+    assert loss.value_and_gradient(F, Y, p)[0] == pytest.approx(expected[0], rel=1e-13, abs=0.0)
+    assert loss.conjugate(U, Y, p) == pytest.approx(expected[1], rel=1e-12, abs=0.0)
+    tensors = [torch.as_tensor(a) for a in (F, U, Y, p)]
+    assert float(loss.value(tensors[0], *tensors[2:])) == pytest.approx(expected[0], rel=1e-13, abs=0.0)
+    assert float(loss.conjugate(*tensors[1:])) == pytest.approx(expected[1], rel=1e-12, abs=0.0)
+
+
+@pytest.mark.parametrize("exponent", [-12, -6])
+@pytest.mark.parametrize(("name", "C"), [("logistic", 1), ("softmax", 3), ("softmax", 5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_optimal_intercept_where_a_class_weighs_next_to_nothing(name, C, exponent, seed):
+    F, Y, p = _point(name, C, n=20, seed=seed, scale=3.0)
+    p = p * np.where(Y[:, -1] == 1, 10.0**exponent, 1.0)
+    p /= p.sum()
+    loss = LOSSES[name]
+    b = optimal_intercept(loss, F, Y, p)
+    gradient = loss.gradient(F + b, Y, p)
+    # The dual value is off by the slope times b; rounding of b alone changes the slope.
+    slopes, sizes = np.abs(gradient.sum(axis=0)), np.abs(gradient).sum(axis=0)
+    assert slopes.max() <= (4 + np.abs(b).max()) * np.finfo(float).eps * sizes.sum()
+    value = loss.value(F + b, Y, p)
+    dual = (gradient * F).sum() - loss.conjugate(gradient, Y, p)
+    assert dual == pytest.approx(value, rel=1e-13, abs=0.0)
+
+
+def test_outside_is_judged_without_tolerance():
+    for name, C in (("logistic", 1), ("softmax", 3)):
+        F, Y, p = _point(name, C)
+        loss = LOSSES[name]
+        U = loss.gradient(F, Y, p)
+        assert loss.outside(U, Y, p) == loss.outside(0.0 * U, Y, p) == 0.0
+        assert loss.outside(-1e-14 * U, Y, p) > 0.0
+    F, Y, p = _point("squared", 2)
+    assert LOSSES["squared"].outside(-1e9 * F, Y, p) == 0.0
