@@ -90,22 +90,23 @@ def proven(problem: Problem, Lambda: Array) -> Found:
     Returns
     -------
     found : Found
-        With directions that attain the bound for one output, and an infinite bound if none of the
-        ways to prove one is affordable.
+        The least bound of all ways to prove one that are affordable, infinite if none is, with
+        directions that attain it, or for several outputs and too many rows come near.
     """
     from sklearn_convexbn._exact_search import is_affordable, largest_correlation
 
+    units = problem.units
+    found = Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
     if problem.hidden_units is None and rows_are_independent(problem):
         L, Z = as_numpy(Lambda), as_numpy(problem.Z)
         attained = Z.T @ np.maximum(np.hstack([L, -L]), 0.0)
         q = attained / np.maximum(np.linalg.norm(attained, axis=0), 1e-300)
-        return Found(problem.correlations(Lambda, q), q, correlation_bound(problem, L))
-    units = problem.units
+        found = Found(problem.correlations(Lambda, q), q, correlation_bound(problem, L))
     size = units.n_rows, units.n_parameters, problem.n_weights
-    if not (isinstance(units, WhitenedUnits) and is_affordable(*size)):
-        return Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
+    if found.is_tight or not (isinstance(units, WhitenedUnits) and is_affordable(*size)):
+        return found
     value, q = largest_correlation(*units.gathered(Lambda))
-    return Found(np.array([value]), q[:, None], value)
+    return found.joined(Found(np.array([value]), q[:, None], value))
 
 
 def searched(

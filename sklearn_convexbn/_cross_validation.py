@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from copy import copy
@@ -33,6 +32,7 @@ from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._path import ALPHA_CONSTRAINTS, alpha_grid, check_alphas, largest_alpha
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import FIT_CONSTRAINTS, TrainingSettings, train_path
+from sklearn_convexbn._warnings import warn_caller
 
 #: Largest seed drawn for the searches of all folds.
 LARGEST_SEED = np.iinfo(np.int32).max
@@ -183,13 +183,12 @@ class BaseConvexBNCV(BaseConvexBN):
     def _warn(self, n_unconverged: int, n_fits: int) -> None:
         """Warn once of fits in the folds that did not reach the tolerance."""
         if n_unconverged:
-            warnings.warn(
+            warn_caller(
                 f"{n_unconverged} of {n_fits} fits of the cross-validation stopped after "
                 f"max_iter={self.max_iter} rounds or stalled with a relative duality gap above "
                 f"tol={self.tol:g}. Their scores are those of usable networks. Increase max_iter, "
                 "tol or eps, or give larger alphas.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def get_metadata_routing(self) -> MetadataRouter:

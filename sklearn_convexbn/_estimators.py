@@ -30,6 +30,11 @@ from sklearn_convexbn._losses import softmax
 from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
 
 
+#: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
+#: equal: a softmax cannot tell outputs apart that differ by one or two roundings of 1.
+TIE = 8 * float(np.finfo(float).eps)
+
+
 class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network for regression, trained in convex form.
 
@@ -232,6 +237,18 @@ def _has_probabilities(estimator: Any) -> bool:
     raise AttributeError(
         f"probabilities are available for loss='log_loss', not for loss={estimator.loss!r}"
     )
+
+
+def _with_ties(F: Array) -> Array:
+    """Return outputs (n, C) of which those within rounding of a row's largest are equal to it.
+
+    The largest probability then belongs to the classes of the largest output and to no others, so
+    that all methods agree on the class: the first of equal ones. A single output is compared with
+    zero, the output of the other class.
+    """
+    xp = array_namespace(F)
+    top = xp.amax(F, axis=1, keepdims=True) if F.shape[1] > 1 else xp.zeros_like(F)
+    return xp.where(abs(F - top) <= TIE * abs(top).clip(min=1.0), top, F)
 
 
 def _per_class(F: Array) -> Array:
@@ -486,13 +503,14 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         Returns
         -------
         scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
-            For two classes one score, positive for ``classes_[1]``.
+            For two classes one score, positive for ``classes_[1]``. Scores that differ by
+            rounding errors only are equal.
         """
-        F = self._raw_predict(X)
+        F = _with_ties(self._raw_predict(X))
         return F[:, 0] if F.shape[1] == 1 else F
 
     def predict(self, X: Any) -> Array:
-        """Predict class labels.
+        """Predict class labels, the first one of those of equal scores.
 
         Parameters
         ----------
@@ -520,7 +538,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         probabilities : ndarray of shape (n_samples, n_classes)
             Columns in the order of ``classes_``.
         """
-        return softmax(_per_class(self._raw_predict(X)))
+        return softmax(_per_class(_with_ties(self._raw_predict(X))))
 
     @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> Array:
@@ -534,7 +552,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         -------
         log_probabilities : ndarray of shape (n_samples, n_classes)
         """
-        F = _per_class(self._raw_predict(X))
+        F = _per_class(_with_ties(self._raw_predict(X)))
         xp = array_namespace(F)
         F = F - xp.amax(F, axis=1, keepdims=True)
         return F - xp.log(xp.exp(F).sum(axis=1))[:, None]

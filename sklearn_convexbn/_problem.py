@@ -230,7 +230,7 @@ class Problem:
     @cached_property
     def nothing(self) -> tuple[Neurons, float]:
         """The best network without hidden units, and its objective."""
-        neurons = Neurons.empty(self.Z.shape[1], self.constant(), self.pooling.n_cells)
+        neurons = Neurons.empty(self.units.n_parameters, self.constant(), self.units.n_cells)
         xp = array_namespace(self.Y)
         return neurons, self.mean_loss(xp.zeros_like(self.Y) + like(neurons.intercept, self.Y))
 

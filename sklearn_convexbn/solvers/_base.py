@@ -7,7 +7,6 @@ alone, so that ``tol`` means the same for every solver and no solver vouches for
 from __future__ import annotations
 
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._device import one_thread_after_fork
 from sklearn_convexbn._problem import Certificate, Neurons, Problem, relative_gap
+from sklearn_convexbn._warnings import warn_caller
 
 #: Columns of ``history_``.
 HISTORY = ("objective", "dual_gap", "n_neurons", "time")
@@ -157,7 +157,14 @@ def run(
     -------
     Result
         The network with the smallest objective seen, and its own certificate. Not reaching
-        the tolerance warns once with ConvergenceWarning.
+        the tolerance warns once with ConvergenceWarning, at the line outside this package and
+        scikit-learn that led here.
+
+    Raises
+    ------
+    ValueError
+        If the first network or its certificate is not finite. Where a later one is not, the run
+        ends with the best one before.
     """
     one_thread_after_fork()
     begin = time.perf_counter()
@@ -171,32 +178,67 @@ def run(
         iterate = next(iterates, None)
         if iterate is None:
             break
-        best = _better(best, *_certified(problem, iterate))
+        neurons, certificate = _certified(problem, iterate)
+        not_finite = problem.shards.maximum(float(bool(_not_finite(neurons, certificate))))
+        if best is None and not_finite:
+            raise ValueError(_without_result(solver, _not_finite(neurons, certificate)))
+        if best is None or not not_finite:
+            best = _better(best, neurons, certificate)
         certificate = best[1]
         elapsed = time.perf_counter() - begin
         rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed))
         if verbose:
             print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
         converged = certificate.gap <= settings.tol
-        reason = "stalled" if iterate.stalled else ""
+        reason = "not finite" if not_finite else "stalled" if iterate.stalled else ""
         stop = monitor is not None and monitor.end_round(_result(best, rows, converged))
         if problem.shards.maximum(float(stop)):
             reason = "callback"
     if best is None:
         raise RuntimeError(f"solver={solver.name!r} returned no network.")
     if not converged and not settings.provisional:
-        message = _not_converged(best[1], settings.tol, len(rows), reason)
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        warn_caller(_not_converged(best[1], settings.tol, len(rows), reason), ConvergenceWarning)
     return _result(best, rows, converged)
 
 
 def _certified(problem: Problem, iterate: Iterate) -> tuple[Neurons, Certificate]:
-    """Return an iterate's network with the optimal b, and its certificate."""
-    return problem.certificate(
+    """Return an iterate's network with the optimal b, and its certificate.
+
+    Or the network without hidden units where that is no worse, as it is at large alpha and for
+    constant targets, where numerical solvers leave units at rounding level.
+    """
+    neurons, certificate = problem.certificate(
         iterate.neurons,
         Lambda=iterate.Lambda,
         largest_correlation=iterate.largest_correlation,
         proven=iterate.proven,
+    )
+    nothing, value = problem.nothing
+    if len(neurons) == 0 or not value <= certificate.primal:
+        return neurons, certificate
+    gap = relative_gap(value, certificate.dual)
+    return nothing, replace(certificate, primal=value, gap=gap)
+
+
+def _not_finite(neurons: Neurons, certificate: Certificate) -> str:
+    """Return what of a network and its certificate is not finite, in words, or ""."""
+    values = {
+        "the hidden weights": neurons.directions,
+        "the output weights": neurons.weights,
+        "the intercept": neurons.intercept,
+        "the objective": certificate.primal,
+        "the lower bound": certificate.dual,
+        "the duality gap": certificate.gap,
+    }
+    return ", ".join(name for name, value in values.items() if not np.isfinite(value).all())
+
+
+def _without_result(solver: Solver, what: str) -> str:
+    """Say that there is no result, and what to do."""
+    return (
+        f"solver={solver.name!r} returned numbers that are not finite: {what or 'on a process'}. "
+        "X, y or sample_weight may hold numbers whose squares or sums overflow: scale them, or "
+        "choose another solver."
     )
 
 
@@ -233,6 +275,10 @@ def _not_converged(certificate: Certificate, tol: float, rounds: int, reason: st
     remedies = {
         "stalled": (
             "Progress has come to a halt at this accuracy: increase tol, or choose another solver."
+        ),
+        "not finite": (
+            "The round after it gave numbers that are not finite: choose a larger alpha, or "
+            "another solver."
         ),
         "callback": "A callback asked to stop.",
         "": "Increase max_iter or tol, or choose a larger alpha.",
