@@ -393,12 +393,12 @@ class Problem:
         Zero is feasible too, and its value a bound: that of a loss of perfect fit, 0.
         """
         scale = 1.0
-        if largest_correlation > self.alpha:
+        if not largest_correlation <= self.alpha:
             scale = self.alpha / largest_correlation
         value, trivial = self.shards.totals(
             *(float(self.loss.conjugate(-c * Lambda, self.Y, self.p)) for c in (scale, 0.0))
         )
-        return -min(value, trivial)
+        return -float(np.minimum(value, trivial))
 
     def _feasible(self, Lambda: Array, own: Array) -> tuple[Array, float]:
         """Return a dual point near Lambda that is feasible but for its correlations.

@@ -407,6 +407,32 @@ def test_exact_where_it_can_be(data):
     assert far.violation == pytest.approx(searched.violation, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_proves_of_a_wide_fit_with_several_outputs_what_the_fit_could(seed):
+    rng = np.random.default_rng(seed)
+    X, Y = rng.normal(size=(5, 8)), rng.normal(size=(5, 3))
+    m = ConvexBNRegressor(0.05, tol=1e-3, random_state=0).fit(X, Y)
+    assert m.certificate_.kind == "exact"
+    c = certify(m, X, Y, alpha=0.05, random_state=0)
+    assert c.kind == "exact"
+    assert c.objective == pytest.approx(m.objective_, rel=1e-9)
+    assert c.gap <= 1e-3
+
+
+def test_bounds_are_at_least_zero_and_gaps_at_most_one():
+    X, y = diabetes()
+    labels = (y > 0).astype(int)
+    for scale in (1.0, 30.0):
+        network = bn_network(X.shape[1], 5)
+        with torch.no_grad():
+            network[3].weight *= scale
+        for target, alpha in ((y, 1e-4), (labels, 1e-5)):
+            c = certify(network, X, target, alpha=alpha, random_state=0, n_starts=50)
+            assert 0.0 <= c.lower_bound <= c.objective
+            assert 0.0 <= c.gap <= 1.0
+            assert 0.0 <= c.stationarity_gap <= 1.0
+
+
 def test_same_seed_same_answer_whatever_the_order_and_container():
     X, y = diabetes()
     network = bn_network(10, 5)

@@ -1,6 +1,10 @@
 """The estimators: contract, metamorphic relations, bad input."""
 
+import contextlib
+import functools
+import inspect
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,8 +19,14 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
-from sklearn_convexbn.solvers import FISTA, ClosedForm, Pursuit, Solver
+from sklearn_convexbn import (
+    ConvexBNClassifier,
+    ConvexBNRegressor,
+    ConvexBNRegressorCV,
+    convexbn_path,
+)
+from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn.solvers import FISTA, ClosedForm, Iterate, Pursuit, Solver
 
 
 @pytest.fixture(scope="module")
@@ -430,6 +440,79 @@ def test_reaching_max_iter_warns_once_and_leaves_a_usable_network(diabetes):
     assert m.n_iter_ == 2
     assert m.dual_gap_ > 1e-6
     assert m.score(X, y) > 0.5
+
+
+def test_convergence_warnings_point_at_the_line_that_calls_fit(diabetes):
+    X, y = diabetes
+    m = regressor(alpha=0.01, tol=1e-6, max_iter=1)
+    chosen = ConvexBNRegressorCV(alphas=[0.1, 0.01], tol=1e-9, max_iter=1, cv=2, random_state=0)
+
+    def decorated(function):
+        @functools.wraps(function)
+        def wrapper(*arguments):
+            return function(*arguments)
+
+        return wrapper
+
+    calls = {
+        "directly": m.fit,
+        "in a pipeline": make_pipeline(StandardScaler(), m).fit,
+        "in a search": GridSearchCV(m, {"alpha": [0.01]}, cv=2).fit,
+        "along a path": chosen.fit,
+        "decorated": contextlib.contextmanager(lambda: iter([None]))()(m.fit),
+    }
+    for name, fit in calls.items():
+        with pytest.warns(ConvergenceWarning) as caught:
+            fit(X, y)
+            line = inspect.currentframe().f_lineno - 1
+        places = {(Path(warning.filename), warning.lineno) for warning in caught}
+        assert places == {(Path(__file__), line)}, name
+    with pytest.warns(ConvergenceWarning) as caught:
+        convexbn_path(X, y, alphas=[0.01], tol=1e-6, max_iter=1, random_state=0)
+    assert {Path(warning.filename) for warning in caught} == {Path(__file__)}
+    with pytest.warns(ConvergenceWarning) as caught:
+        decorated(m.fit)(X, y)
+    wrapper = inspect.unwrap(decorated).__code__
+    (warning,) = caught
+    assert wrapper.co_firstlineno < warning.lineno <= wrapper.co_firstlineno + 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_fit_that_ends_without_finite_numbers_is_an_error_and_changes_nothing(diabetes, value):
+    class Overflowing(Failing):
+        def iterates(self, problem, settings):
+            k = problem.Z.shape[1]
+            yield Iterate(Neurons(np.eye(k)[:1], np.full((1, 1), value), np.zeros(1)), None, 1.0)
+
+    X, y = diabetes
+    m = regressor().fit(X, y)
+    before = dict(vars(m))
+    m.set_params(solver=Overflowing())
+    with pytest.raises(ValueError, match="not finite: the output weights"):
+        m.fit(X[:50], y[:50])
+    m.set_params(solver="auto")
+    assert vars(m) == before
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("difference", [1e-17, -1e-17, 2e-16, -2e-16, 1e-15, 3e-15, -3e-15])
+def test_classes_whose_outputs_differ_by_rounding_are_equal_to_all_methods(n_classes, difference):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 2)), rng.permutation(30) % n_classes
+    m = classifier().fit(X, y)
+    # The same outputs for every row: the last two classes ahead, or level with zero for two.
+    m.coefs_[1][:] = 0.0
+    lead = [difference] if n_classes == 2 else [-3.0, 0.25, 0.25 + difference]
+    m.intercepts_[1][:] = lead
+    scores, probabilities = m.decision_function(X), m.predict_proba(X)
+    codes = (scores > 0).astype(int) if n_classes == 2 else scores.argmax(axis=1)
+    level = abs(difference) < 1.7e-15
+    winner = n_classes - 1 if difference > 0 and not level else n_classes - 2
+    np.testing.assert_array_equal(m.predict(X), winner)
+    np.testing.assert_array_equal(codes, winner)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), winner)
+    np.testing.assert_array_equal(m.predict_log_proba(X).argmax(axis=1), winner)
+    assert (probabilities[0, -1] == probabilities[0, -2]) == level
 
 
 class Failing(Solver):

@@ -238,6 +238,92 @@ def test_certificate_of_a_given_dual_point():
     assert own[0].dual != own[1].dual
 
 
+@per_loss
+@per_intercept
+@pytest.mark.parametrize("seed", range(4))
+def test_objective_is_above_the_bound_of_its_own_network_whatever_the_weights(
+    loss, C, fit_intercept, seed
+):
+    # Weights over twelve orders of magnitude; classification may then cost next to nothing.
+    rng = np.random.default_rng(seed)
+    n = 12
+    Y = targets(rng, n, loss, C)
+    if loss == "squared" and C == 1:
+        Y = np.where(Y > 0, 1.0, -1.0)  # as two classes
+    weights = np.where(Y[:, 0] > 0.5, 1.0, 1e-9) * 10.0 ** rng.uniform(-3, 0, n)
+    options = {"weights": weights, "fit_intercept": fit_intercept}
+    gated = {"activation": "gated_relu", "gates": 6, "seed": seed}
+    problem = make_problem(rng.normal(size=(n, 2)), Y, loss, 0.05, **options, **gated)
+    neurons = Neurons.empty(problem.Z.shape[1], problem.constant())
+    Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
+    # At so large an alpha the constant is optimal and its dual value the objective.
+    large = replace(problem, alpha=2.0 * float(problem.gate_norms(Lambda).max()))
+    best, certificate = large.certificate(neurons)
+    assert certificate.infeasibility == 0.0
+    assert certificate.dual == pytest.approx(certificate.primal, rel=1e-9, abs=0.0)
+    assert certificate.primal == pytest.approx(large.objective(best), rel=1e-12, abs=0.0)
+    small = problem.certificate(neurons)[1]
+    assert 0.0 <= small.dual <= small.primal * (1 + 1e-9)
+    assert 0.0 <= small.gap <= 1.0
+
+
+@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("logistic", 1), ("softmax", 3)])
+def test_given_dual_points_are_made_feasible(loss, C):
+    problem = _problem(loss, C, activation="gated_relu", gates=5)
+    best = solve(problem, "fista", tol=1e-7)
+    _, F = problem.with_best_intercept(best.neurons)
+    exact = problem.dual_point(F)
+    noise = np.random.default_rng(0).normal(size=exact.shape) * problem.p[:, None]
+    if loss == "softmax":
+        noise -= noise.mean(axis=1, keepdims=True)
+    for size in (1e-9, 1e-6, 1e-3):
+        given = exact + size * noise + 10 * size * problem.p[:, None] * (loss != "softmax")
+        certificate = problem.certificate(best.neurons, Lambda=given)[1]
+        assert certificate.dual <= best.certificate.primal * (1 + 1e-12)
+        assert certificate.dual >= best.certificate.dual - 100 * size
+        # A correlation that was known of the point given bounds that of the feasible one too.
+        known = problem.gate_norms(given).max()
+        again = problem.certificate(
+            best.neurons, Lambda=given, largest_correlation=known, proven=True
+        )[1]
+        assert again.dual <= certificate.dual * (1 + 1e-12)
+        assert again.dual >= certificate.dual - 100 * size
+
+
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_dual_points_just_outside_the_domain_are_moved_inside(loss):
+    problem = _problem(loss, 1 if loss == "logistic" else 3, activation="gated_relu", gates=5)
+    neurons = random_neurons(problem, 3, np.random.default_rng(0))
+    _, F = problem.with_best_intercept(neurons)
+    own = problem.dual_point(F)
+    outside = own * 1.0
+    row = int(np.abs(own[:, 0]).argmin())
+    outside[row] = -1e-7 * own[row]
+    rest = np.arange(len(own)) != row
+    outside[rest] *= 1 - outside.sum(axis=0) / outside[rest].sum(axis=0)
+    if loss == "softmax":  # what a class gains on some rows, the others have to lose there
+        outside -= outside.mean(axis=1, keepdims=True)
+        outside[row] = -1e-7 * own[row]
+        outside[rest] -= problem.p[rest, None] * outside.sum(axis=0) / problem.p[rest].sum()
+    assert problem.loss.outside(-outside, problem.Y, problem.p) > 0.0
+    moved, by = problem._feasible(outside, own)
+    assert problem.loss.outside(-moved, problem.Y, problem.p) == 0.0
+    np.testing.assert_allclose(moved.sum(axis=0), 0.0, atol=1e-15)
+    change = np.abs(problem.gate_norms(moved) - problem.gate_norms(outside)).max()
+    assert 0.0 < change <= by <= 1e-4
+
+
+def test_a_search_that_misses_the_networks_own_units_gives_no_bound_above_the_objective():
+    problem = _problem("squared", 1)
+    best = solve(problem, "pursuit").neurons
+    neurons = replace(best, weights=0.9 * best.weights)  # more of each unit would be better
+    _, F = problem.with_best_intercept(neurons)
+    certificate = problem.certificate(neurons, largest_correlation=problem.alpha)[1]
+    assert problem.correlations(problem.dual_point(F), neurons.directions.T).max() > problem.alpha
+    assert 0.0 <= certificate.dual <= certificate.primal
+    assert certificate.infeasibility > 0.0
+
+
 def test_full_relu_problem_needs_a_search():
     problem = _problem("squared", 1)
     neurons = Neurons.empty(problem.Z.shape[1], problem.constant())

@@ -159,3 +159,72 @@ def test_an_estimated_bound_does_not_enter_an_exact_certificate():
     kept = _better((None, old), None, worse)[1]
     assert (kept.primal, kept.dual, kept.kind) == (1.0, 0.93, "exact")
     assert kept.gap == pytest.approx(0.07)
+
+
+class NotFinite(Solver):
+    """Yields good networks, then one that is not finite."""
+
+    name = "not_finite"
+
+    def __init__(self, value=np.nan, good=0):
+        self.value = value
+        self.good = good
+
+    def unsupported(self, problem):
+        return ""
+
+    def iterates(self, problem, settings):
+        best = solve(problem, solvers.make_solver("fista"), tol=0.1).neurons
+        for i in range(self.good + 1):
+            factor = 1.0 if i < self.good else self.value
+            yield Iterate(Neurons(best.directions, factor * best.weights, best.intercept, best.gates))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_is_not_finite_is_an_error_that_says_what(value):
+    problem = bank_problem("gated, squared")
+    with pytest.raises(ValueError, match=r"'not_finite' .* not finite: the output weights\. "):
+        run(NotFinite(value), problem, SETTINGS, max_iter=5)
+
+
+def test_a_later_network_that_is_not_finite_ends_the_run_with_the_best_before():
+    problem = bank_problem("gated, squared")
+    with pytest.warns(ConvergenceWarning, match="numbers that are not finite") as caught:
+        result = run(NotFinite(good=1), problem, SETTINGS, max_iter=5)
+    assert len(caught) == 1
+    assert result.n_iter == 2
+    assert np.isfinite(result.certificate.primal)
+    assert np.isfinite(result.neurons.weights).all()
+    assert np.isfinite(result.history["objective"]).all()
+
+
+def test_a_bound_that_is_not_finite_is_an_error():
+    class WithoutBound(Scripted):
+        def iterates(self, problem, settings):
+            for iterate in super().iterates(problem, settings):
+                yield Iterate(iterate.neurons, largest_correlation=np.nan)
+
+    with pytest.raises(ValueError, match="not finite: the lower bound"):
+        run(WithoutBound((0.5,)), bank_problem("gated, squared"), SETTINGS, max_iter=1)
+
+
+@pytest.mark.parametrize("alpha", [10.0, 1e-3])
+def test_no_network_is_worse_than_none_at_all(alpha):
+    class Wrong(Scripted):
+        def iterates(self, problem, settings):
+            for iterate in super().iterates(problem, settings):
+                neurons = iterate.neurons
+                if len(neurons) == 0:  # units at rounding level, as numerical solvers leave them
+                    weights, gates = np.full((1, 1), 1e-9), np.zeros(1, dtype=int)
+                    neurons = Neurons(
+                        np.eye(problem.Z.shape[1])[:1], weights, neurons.intercept, gates
+                    )
+                yield Iterate(neurons, stalled=True)
+
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 2)), rng.normal(size=(20, 1)) * (alpha > 1)
+    problem = make_problem(X, y, "squared", alpha, "gated_relu", gates=6)
+    result = run(Wrong((1.0,)), problem, SETTINGS, max_iter=1)
+    assert len(result.neurons) == 0
+    assert result.certificate.gap == 0.0
+    assert result.certificate.primal == problem.objective(result.neurons)

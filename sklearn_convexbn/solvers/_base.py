@@ -178,19 +178,17 @@ def run(
         iterate = next(iterates, None)
         if iterate is None:
             break
-        neurons, certificate = _certified(problem, iterate)
-        not_finite = problem.shards.maximum(float(bool(_not_finite(neurons, certificate))))
-        if best is None and not_finite:
-            raise ValueError(_without_result(solver, _not_finite(neurons, certificate)))
-        if best is None or not not_finite:
-            best = _better(best, neurons, certificate)
+        found, what = _certified(problem, iterate)
+        if best is None and found is None:
+            raise ValueError(_without_result(solver, what))
+        best = best if found is None else _better(best, *found)
         certificate = best[1]
         elapsed = time.perf_counter() - begin
         rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed))
         if verbose:
             print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
         converged = certificate.gap <= settings.tol
-        reason = "not finite" if not_finite else "stalled" if iterate.stalled else ""
+        reason = "not finite" if found is None else "stalled" if iterate.stalled else ""
         stop = monitor is not None and monitor.end_round(_result(best, rows, converged))
         if problem.shards.maximum(float(stop)):
             reason = "callback"
@@ -201,42 +199,57 @@ def run(
     return _result(best, rows, converged)
 
 
-def _certified(problem: Problem, iterate: Iterate) -> tuple[Neurons, Certificate]:
+def _certified(
+    problem: Problem, iterate: Iterate
+) -> tuple[tuple[Neurons, Certificate] | None, str]:
     """Return an iterate's network with the optimal b, and its certificate.
 
     Or the network without hidden units where that is no worse, as it is at large alpha and for
-    constant targets, where numerical solvers leave units at rounding level.
+    constant targets, where numerical solvers leave units at rounding level. None where not all
+    numbers are finite, and besides which are not, in words.
     """
-    neurons, certificate = problem.certificate(
-        iterate.neurons,
-        Lambda=iterate.Lambda,
-        largest_correlation=iterate.largest_correlation,
-        proven=iterate.proven,
+    neurons = iterate.neurons
+    what = _not_finite(
+        {
+            "the hidden weights": neurons.directions,
+            "the output weights": neurons.weights,
+            "the intercept": neurons.intercept,
+        }
     )
-    nothing, value = problem.nothing
+    if problem.shards.maximum(float(bool(what))):
+        return None, what
+    with np.errstate(over="ignore", invalid="ignore"):
+        neurons, certificate = problem.certificate(
+            neurons,
+            Lambda=iterate.Lambda,
+            largest_correlation=iterate.largest_correlation,
+            proven=iterate.proven,
+        )
+        nothing, value = problem.nothing
+    what = _not_finite(
+        {
+            "the intercept": neurons.intercept,
+            "the objective": certificate.primal,
+            "the lower bound": certificate.dual,
+        }
+    )
+    if problem.shards.maximum(float(bool(what))):
+        return None, what
     if len(neurons) == 0 or not value <= certificate.primal:
-        return neurons, certificate
+        return (neurons, certificate), ""
     gap = relative_gap(value, certificate.dual)
-    return nothing, replace(certificate, primal=value, gap=gap)
+    return (nothing, replace(certificate, primal=value, gap=gap)), ""
 
 
-def _not_finite(neurons: Neurons, certificate: Certificate) -> str:
-    """Return what of a network and its certificate is not finite, in words, or ""."""
-    values = {
-        "the hidden weights": neurons.directions,
-        "the output weights": neurons.weights,
-        "the intercept": neurons.intercept,
-        "the objective": certificate.primal,
-        "the lower bound": certificate.dual,
-        "the duality gap": certificate.gap,
-    }
-    return ", ".join(name for name, value in values.items() if not np.isfinite(value).all())
+def _not_finite(values: dict[str, np.ndarray | float]) -> str:
+    """Return the names of values that are not finite, in words, or ""."""
+    return " and ".join(name for name, value in values.items() if not np.isfinite(value).all())
 
 
 def _without_result(solver: Solver, what: str) -> str:
     """Say that there is no result, and what to do."""
     return (
-        f"solver={solver.name!r} returned numbers that are not finite: {what or 'on a process'}. "
+        f"solver={solver.name!r} returned numbers that are not finite: {what or 'those of another process'}. "
         "X, y or sample_weight may hold numbers whose squares or sums overflow: scale them, or "
         "choose another solver."
     )
