@@ -29,7 +29,6 @@ from sklearn_convexbn._encoding import (
 from sklearn_convexbn._losses import softmax
 from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
 
-
 #: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
 #: equal: a softmax cannot tell outputs apart that differ by one or two roundings of 1.
 TIE = 8 * float(np.finfo(float).eps)

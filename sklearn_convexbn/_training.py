@@ -147,12 +147,31 @@ class Prepared:
         )
 
     def trained(self, result: solvers.Result) -> Trained:
-        """Return a result of the solver with its network, in the units of X and y."""
+        """Return a result of the solver with its network, in the units of X and y.
+
+        Raises
+        ------
+        ValueError
+            If the network is not finite in these units.
+        """
         gates = self.problem.gates if self.problem.activation == "gated_relu" else None
         network = recover_network(
             result.neurons, self.whitening, gates=gates, target=self.target, patches=self.patches
         )
+        _check_finite(network)
         return Trained(network, result, self.whitening, self.solver)
+
+
+def _check_finite(network: Network) -> None:
+    parts = {"hidden": (network.coefs[0], network.intercepts[0])}
+    parts["output"] = (network.coefs[1], network.intercepts[1])
+    for name, arrays in parts.items():
+        if not all(np.isfinite(a).all() for a in arrays):
+            raise ValueError(
+                f"The network's {name} weights are not finite in the units of X and y: their "
+                "numbers are so small or so large that the network's would leave the range of "
+                "float64. Scale them."
+            )
 
 
 def state_problem(

@@ -462,9 +462,9 @@ def test_convergence_warnings_point_at_the_line_that_calls_fit(diabetes):
         "decorated": contextlib.contextmanager(lambda: iter([None]))()(m.fit),
     }
     for name, fit in calls.items():
+        line = inspect.currentframe().f_lineno + 2
         with pytest.warns(ConvergenceWarning) as caught:
             fit(X, y)
-            line = inspect.currentframe().f_lineno - 1
         places = {(Path(warning.filename), warning.lineno) for warning in caught}
         assert places == {(Path(__file__), line)}, name
     with pytest.warns(ConvergenceWarning) as caught:

@@ -261,7 +261,9 @@ def test_values_and_conjugates_are_accurate_relative_to_themselves(name, C, lead
     assert loss.value_and_gradient(F, Y, p)[0] == pytest.approx(expected[0], rel=1e-13, abs=0.0)
     assert loss.conjugate(U, Y, p) == pytest.approx(expected[1], rel=1e-12, abs=0.0)
     tensors = [torch.as_tensor(a) for a in (F, U, Y, p)]
-    assert float(loss.value(tensors[0], *tensors[2:])) == pytest.approx(expected[0], rel=1e-13, abs=0.0)
+    assert float(loss.value(tensors[0], *tensors[2:])) == pytest.approx(
+        expected[0], rel=1e-13, abs=0.0
+    )
     assert float(loss.conjugate(*tensors[1:])) == pytest.approx(expected[1], rel=1e-12, abs=0.0)
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -8,6 +9,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._network import forward, neurons_of_network, recover_network, to_torch
+from sklearn_convexbn._training import Prepared
+from sklearn_convexbn.solvers import make_solver
 from tests.helpers import problem_and_whitening, random_neurons, solve, targets
 
 SCALING = TargetScaling(np.array([3.0, -200.0]), 17.0)
@@ -301,3 +304,14 @@ def test_another_whitening_expresses_a_network_up_to_rounding(loss, C):
     np.testing.assert_allclose(
         other.fit_without_intercept(back), problem.fit_without_intercept(neurons), atol=1e-9
     )
+
+
+def test_a_network_beyond_the_float_range_is_not_published():
+    _, problem, whitening, _ = _setting()
+    solver = make_solver("pursuit")
+    result = solve(problem, solver, tol=0.1)
+    tiny = replace(whitening, scales=whitening.scales * 1e-310)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="hidden weights are not fin"):
+        Prepared(problem, tiny, None, solver).trained(result)
+    trained = Prepared(problem, whitening, None, solver).trained(result)
+    assert np.isfinite(trained.network.coefs[0]).all()

@@ -177,7 +177,9 @@ class NotFinite(Solver):
         best = solve(problem, solvers.make_solver("fista"), tol=0.1).neurons
         for i in range(self.good + 1):
             factor = 1.0 if i < self.good else self.value
-            yield Iterate(Neurons(best.directions, factor * best.weights, best.intercept, best.gates))
+            yield Iterate(
+                Neurons(best.directions, factor * best.weights, best.intercept, best.gates)
+            )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

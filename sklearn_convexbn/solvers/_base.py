@@ -179,9 +179,10 @@ def run(
         if iterate is None:
             break
         found, what = _certified(problem, iterate)
-        if best is None and found is None:
+        if found is not None:
+            best = _better(best, *found)
+        if best is None:
             raise ValueError(_without_result(solver, what))
-        best = best if found is None else _better(best, *found)
         certificate = best[1]
         elapsed = time.perf_counter() - begin
         rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed))
@@ -249,9 +250,9 @@ def _not_finite(values: dict[str, np.ndarray | float]) -> str:
 def _without_result(solver: Solver, what: str) -> str:
     """Say that there is no result, and what to do."""
     return (
-        f"solver={solver.name!r} returned numbers that are not finite: {what or 'those of another process'}. "
-        "X, y or sample_weight may hold numbers whose squares or sums overflow: scale them, or "
-        "choose another solver."
+        f"solver={solver.name!r} returned numbers that are not finite: "
+        f"{what or 'those of another process'}. X, y or sample_weight may hold numbers whose "
+        "squares or sums overflow: scale them, or choose another solver."
     )
 
 

@@ -1,0 +1,28 @@
+"""Three hundred small messy problems; `tests/fuzz.py` draws them, and any number more."""
+
+import pytest
+
+from tests.fuzz import draw, judge
+
+
+@pytest.mark.parametrize("first", range(0, 300, 10))
+def test_messy_problems(first):
+    verdicts = [judge(seed) for seed in range(first, first + 10)]
+    assert [(v.faults, str(v.case)) for v in verdicts if v.faults] == []
+
+
+def test_a_seed_is_the_whole_case():
+    assert str(draw(7)) == str(draw(7))
+    assert (draw(7).X == draw(7).X).all()
+    assert len({str(draw(seed)) for seed in range(20)}) == 20
+
+
+def test_cases_are_of_all_kinds():
+    kinds = {(name, kind) for seed in range(300) for name, kind in draw(seed).kinds.items()}
+    assert len({kind for name, kind in kinds if name == "X"}) == 10
+    assert len({kind for name, kind in kinds if name == "y"}) == 9
+    assert len({kind for name, kind in kinds if name == "weights"}) == 4
+    programs = [kind for name, kind in kinds if name == "program"]
+    for word in ("gated_relu", "relu list", "auto", "fista", "cvxpy", "log_loss", "squared_error"):
+        assert any(word in program for program in programs)
+    assert {len(draw(seed).X) for seed in range(300)} >= {3, 60}
