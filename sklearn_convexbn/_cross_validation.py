@@ -87,6 +87,9 @@ class BaseConvexBNCV(BaseConvexBN):
         hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=2)
         with unchanged_on_failure(self):
             X, y, weights = self._validated(X, y, sample_weight)
+            scored = routed.scorer.score
+            if "sample_weight" in scored:
+                scored = {**scored, "sample_weight": weights}
             X = on_cpu(X)
             data = self._encode(X, y, weights)
             if is_classifier(self):
@@ -101,9 +104,7 @@ class BaseConvexBNCV(BaseConvexBN):
             model = self._model()
             score = self._scorer(model)
             paths = Parallel(n_jobs=self.n_jobs)(
-                delayed(_fold_path)(
-                    model, X, y, weights, fold, each, alphas, score, routed.scorer.score
-                )
+                delayed(_fold_path)(model, X, y, weights, fold, each, alphas, score, scored)
                 for each, fold in product(settings, folds)
             )
             search.end()

@@ -21,9 +21,6 @@ from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
-#: What X may be, as arguments of validation: it is read a block of rows at a time, in float64.
-ACCEPTED_X: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
-
 
 @dataclass(frozen=True)
 class TrainingData:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 from sklearn.base import clone
 
-from sklearn_convexbn._arrays import as_numpy, is_tensor, on_cpu
+from sklearn_convexbn._arrays import as_numpy, is_tensor, on_cpu, writable
 from sklearn_convexbn._base_estimator import BaseConvexBN, check_own
 from sklearn_convexbn._sharding import current_shards
 
@@ -110,7 +109,7 @@ def _features(body: Any, X: Any) -> Any:
     """Return the features (n, d) of all rows of X, a tensor where the module's weights are."""
     import torch
 
-    X = X if is_tensor(X) else torch.as_tensor(np.asarray(X))
+    X = X if is_tensor(X) else torch.as_tensor(writable(X))
     if X.ndim == 0 or len(X) == 0:
         raise ValueError(f"replace_head needs at least one row. X has shape {tuple(X.shape)}.")
     where = _dtype_and_device(body, X)
