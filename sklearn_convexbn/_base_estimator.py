@@ -179,7 +179,8 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         """Return the fitted network as a float64 torch module in eval mode.
 
         In train mode, on the whole training set without sample weights, the unfolded module
-        computes its batch statistics afresh and returns the same outputs.
+        computes its batch statistics afresh and returns the same outputs. Its running statistics
+        are those of the fit, and a batch in train mode moves them by a tenth (torch's default).
 
         Parameters
         ----------

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 
 from sklearn_convexbn._bound import Found, proven, searched
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
-from sklearn_convexbn._device import resolve_device
+from sklearn_convexbn._device import plain_torch, resolve_device
 from sklearn_convexbn._encoding import (
     TrainingData,
     classification_data,
@@ -108,6 +108,7 @@ class NetworkCertificate:
         )
 
 
+@plain_torch()
 def certify(
     network: Any,
     X: Any,

@@ -13,6 +13,7 @@ from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
 from sklearn_convexbn._base_estimator import BaseConvexBN, unchanged_on_failure
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import StrOptions, check_parameters, with_callbacks
+from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
 from sklearn_convexbn._losses import softmax
 from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
@@ -173,7 +174,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         with shards.raised_together():
             check_parameters(self, self._parameter_constraints)
             hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self):
+        with unchanged_on_failure(self), plain_torch():
             validated = self._validated_together(X, y, sample_weight, shards)
             with shards.in_step():
                 data = self._encode(*validated, shards)
@@ -433,7 +434,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         with shards.raised_together():
             check_parameters(self, self._parameter_constraints)
             hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self):
+        with unchanged_on_failure(self), plain_torch():
             validated = self._validated_together(X, y, sample_weight, shards)
             with shards.in_step():
                 data = self._encode(*validated, shards)

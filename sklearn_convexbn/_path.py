@@ -12,6 +12,7 @@ from sklearn_convexbn import solvers
 from sklearn_convexbn._arrays import on_cpu
 from sklearn_convexbn._bound import proven, searched
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
+from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import (
     TrainingData,
     classification_data,
@@ -27,7 +28,7 @@ from sklearn_convexbn._training import (
     prepare,
     train_path,
 )
-from sklearn_convexbn._validation import natural_array, validated_data
+from sklearn_convexbn._validation import check_numbers, natural_array, validated_data
 
 #: Random starts of the search that estimates alpha_max.
 N_STARTS = 2000
@@ -48,6 +49,7 @@ ALPHA_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
+@plain_torch()
 def alpha_max(
     X: Any,
     y: Any,
@@ -141,6 +143,7 @@ def alpha_max(
     return largest_alpha(data, TrainingSettings.of({**DEFAULTS, **values}))
 
 
+@plain_torch()
 def convexbn_path(
     X: Any,
     y: Any,
@@ -275,7 +278,7 @@ def check_alphas(alphas: Any) -> np.ndarray:
     ValueError
         Unless they are finite, positive and strictly descending.
     """
-    values = np.asarray(alphas, dtype=np.float64)
+    values = np.asarray(check_numbers(alphas, "alphas"), dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"alphas must be a non-empty sequence of numbers. Got {alphas!r}.")
     if not np.isfinite(values).all() or values.min() <= 0.0:

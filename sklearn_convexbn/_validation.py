@@ -46,6 +46,7 @@ def validated_rows(estimator: Any, X: Any) -> Any:
     ValueError
         For other features than those of the fit, or entries that are no finite numbers.
     """
+    X = _plain_tensor(X)
     with _explained(X):
         return _float64_where_needed(validate_data(estimator, X, **ACCEPTED_X, reset=False))
 
@@ -80,6 +81,7 @@ def validated_data(
     TypeError
         For a sparse y.
     """
+    X = _plain_tensor(X)
     y = check_labels(y) if labels else check_numbers(y, "y")
     options = {**ACCEPTED_X, "multi_output": not labels, "y_numeric": not labels}
     with _explained(X):
@@ -108,8 +110,7 @@ def check_numbers(values: Any, name: str) -> Any:
     values = natural_array(values, name)
     if not isinstance(values, np.ndarray) or values.dtype.kind == "c":
         return values
-    if values.dtype.kind in "mM":
-        raise InputError(f"{name} holds {values.dtype}. {_advice_on_times(name)}")
+    _refuse_times_among(values, name)
     if values.dtype.kind in "fiub" and values.dtype.itemsize <= 8:
         return values
     try:
@@ -167,7 +168,7 @@ def natural_array(values: Any, name: str) -> Any:
     _refuse_times(values, name)
     _refuse_masked(values, name)
     if values is None or is_tensor(values):
-        return values
+        return _plain_tensor(values)
     if not isinstance(values, np.ndarray) and hasattr(values, "__array_namespace__"):
         return values
     array = _as_array(values, name)
@@ -191,9 +192,35 @@ def _natural(objects: np.ndarray) -> np.ndarray:
         return objects
 
 
+def image_array(X: Any) -> Any:
+    """Return lists of images as an array; what has a shape stays as it is.
+
+    Raises
+    ------
+    ValueError
+        For images of different shapes.
+    """
+    if hasattr(X, "shape"):
+        return X
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise InputError(
+            f"X is a list of images of different shapes; all have to be of image_shape. ({error})"
+        ) from error
+
+
 def named(value: Any) -> str:
     """Return what to call a value of a wrong type in a message."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _plain_tensor(a: Any) -> Any:
+    """Return a tensor without its gradient and in a dtype that NumPy has; other things as is."""
+    if not is_tensor(a):
+        return a
+    a = a.detach()
+    return a.float() if str(a.dtype) == "torch.bfloat16" else a
 
 
 def _as_array(values: Any, name: str) -> np.ndarray:
@@ -262,29 +289,42 @@ def _explained(X: Any) -> Iterator[None]:
             "or drop columns."
         )
     _refuse_times(X, "X")
+    if isinstance(X, np.ndarray):
+        _refuse_times_among(X, "X")
     _refuse_masked(X, "X")
     try:
         yield
     except (TypeError, ValueError, OverflowError) as error:
-        faults = _faults(X, columns)
-        if not faults:
+        explanation = _explanation(X, columns)
+        if explanation is None:
             raise
-        raise InputError(
-            f"Columns of X are not numeric: {_listed(faults, '; ')}. Encode, impute or drop them "
-            f"before. ({error})"
-        ) from error
+        raise InputError(f"{explanation} ({error})") from error
+
+
+def _explanation(X: Any, columns: list[tuple[Any, Any]]) -> str | None:
+    """Say why X is refused, if it is its shape or what its columns hold."""
+    if not columns and not (is_tensor(X) or sparse.issparse(X)):
+        try:
+            X = np.asarray(X)
+        except ValueError:
+            return (
+                "X is no array: its rows differ in length or, if they are images, in shape. All "
+                "images have to be of the estimator's image_shape."
+            )
+        columns = [(j, X.dtype) for j in range(X.shape[1])] if X.ndim == 2 else []
+    if len(getattr(X, "shape", ())) in (3, 4):
+        return (
+            f"X has shape {tuple(X.shape)}. Images are taken by estimators that are told their "
+            f"image_shape, here {tuple(X.shape[1:])}; else reshape X to one row a sample."
+        )
+    faults = _faults(X, columns)
+    if not faults:
+        return None
+    return f"Columns of X are not numeric: {_listed(faults, '; ')}. Encode, impute or drop them."
 
 
 def _faults(X: Any, columns: list[tuple[Any, Any]]) -> list[str]:
     """Say which columns hold what is no finite number; those of ordinary numbers are not read."""
-    if not columns:
-        try:
-            array = X if is_tensor(X) or sparse.issparse(X) else np.asarray(X)
-        except ValueError:
-            return []
-        if not isinstance(array, np.ndarray) or array.ndim != 2:
-            return []
-        X, columns = array, [(j, array.dtype) for j in range(array.shape[1])]
     faults = []
     for j, (name, dtype) in enumerate(columns):
         values = np.asarray(_column(X, j))
@@ -314,19 +354,24 @@ def _column(X: Any, j: int) -> Any:
 
 def _refuse_times(values: Any, name: str) -> None:
     """Refuse dates and durations: as numbers their unit would depend on the container."""
-    columns = _columns(values)
-    dtype = None if columns else getattr(values, "dtype", None)
-    if name == "X" and getattr(dtype, "kind", None) in ("m", "M"):
-        raise InputError(f"X holds {dtype}. {_advice_on_times('X')}")
     times = [
         f"{column!r} of dtype {kind}"
-        for column, kind in columns
+        for column, kind in _columns(values)
         if str(kind).lower().startswith(TIMES)
     ]
     if times:
         raise InputError(
             f"{name} has columns of dates or durations: {_listed(times)}. {_advice_on_times(name)}"
         )
+
+
+def _refuse_times_among(values: np.ndarray, name: str) -> None:
+    """Refuse dates and durations in an array, also those of NumPy among objects."""
+    kind = values.dtype.kind
+    if kind in "mM":
+        raise InputError(f"{name} holds {values.dtype}. {_advice_on_times(name)}")
+    if kind == "O" and any(isinstance(v, np.datetime64 | np.timedelta64) for v in values.flat):
+        raise InputError(f"{name} holds dates or durations. {_advice_on_times(name)}")
 
 
 def _advice_on_times(name: str) -> str:
@@ -357,8 +402,8 @@ def _float64_where_needed(X: Any) -> Any:
         return X
     if X.dtype.kind in "fiub" and X.dtype.itemsize <= 8:
         return X
-    if X.dtype.kind in "mM":
-        raise InputError(f"X holds {X.dtype}. {_advice_on_times('X')}")
+    if isinstance(X, np.ndarray):
+        _refuse_times_among(X, "X")
     with np.errstate(over="ignore", invalid="ignore"):
         X = X.astype(np.float64)
         assert_all_finite(X, input_name="X")
