@@ -278,8 +278,9 @@ def _explained(X: Any) -> Iterator[None]:
     ------
     ValueError
     """
-    if isinstance(X, dict) or type(X).__name__ == "LazyFrame":
-        help_ = "np.column_stack(list(X.values()))" if isinstance(X, dict) else "X.collect()"
+    is_dict = isinstance(X, dict) and not sparse.issparse(X)  # SciPy's dok_array is one
+    if is_dict or type(X).__name__ == "LazyFrame":
+        help_ = "np.column_stack(list(X.values()))" if is_dict else "X.collect()"
         raise InputError(f"X is a {type(X).__name__}, not an array or data frame: use {help_}.")
     columns = _columns(X)
     repeated = [name for name, k in Counter(name for name, _ in columns).items() if k > 1]

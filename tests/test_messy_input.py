@@ -342,6 +342,8 @@ def test_rows_are_checked_again_at_prediction(train, rows, words, method):
         torch.tensor(X, requires_grad=True),
         np.ma.array(X),
         sparse.csr_array(X),
+        sparse.dok_array(X),
+        sparse.lil_matrix(X),
     ],
     ids=lambda rows: f"{type(rows).__name__} {getattr(rows, 'dtype', '')}",
 )
