@@ -42,8 +42,18 @@ def like(a: Any, reference: Array) -> Array:
     if not is_tensor(reference):
         return as_numpy(a)
     torch = sys.modules["torch"]
-    a = a if is_tensor(a) else np.ascontiguousarray(a)
+    a = a if is_tensor(a) else writable(a)
     return torch.as_tensor(a, device=reference.device)
+
+
+def writable(a: Any) -> np.ndarray:
+    """Return a contiguous array, copied if it may not be written to.
+
+    torch warns of undefined behaviour of tensors that share memory that is read-only, as memory
+    maps and the columns of data frames do.
+    """
+    a = np.asarray(a, order="C")
+    return a if a.flags.writeable else a.copy()
 
 
 def as_numpy(a: Any) -> np.ndarray:

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
-from sklearn_convexbn._encoding import ACCEPTED_X, TrainingData
+from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._network import Network, forward, to_torch
 from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._sharding import ALL_HERE, Shards
@@ -28,6 +28,7 @@ from sklearn_convexbn._training import (
     prepare,
     solve,
 )
+from sklearn_convexbn._validation import named, validated_rows
 from sklearn_convexbn.solvers import Result
 
 
@@ -170,7 +171,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     def _raw_predict(self, X: Any) -> Array:
         """Return the network's output (n, C), where X is."""
         check_is_fitted(self)
-        X = validate_data(self, self._flattened(X, reset=False), **ACCEPTED_X, reset=False)
+        X = validated_rows(self, self._flattened(X, reset=False))
         gates = getattr(self, "gates_", None)
         return forward(X, self.coefs_, self.intercepts_, gates, self._cut())
 
@@ -178,7 +179,8 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         """Return the fitted network as a float64 torch module in eval mode.
 
         In train mode, on the whole training set without sample weights, the unfolded module
-        computes its batch statistics afresh and returns the same outputs.
+        computes its batch statistics afresh and returns the same outputs. Its running statistics
+        are those of the fit, and a batch in train mode moves them by a tenth (torch's default).
 
         Parameters
         ----------
@@ -251,8 +253,7 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
 def check_own(estimator: Any, caller: str) -> None:
     """Raise a TypeError unless `estimator` is an instance of an estimator of this package."""
     if not isinstance(estimator, BaseConvexBN):
-        got = f"the class {estimator.__name__}" if isinstance(estimator, type) else repr(estimator)
         raise TypeError(
             f"The estimator of {caller} must be a ConvexBNClassifier, a ConvexBNRegressor or a "
-            f"cross-validated form of these. Got {got}."
+            f"cross-validated form of these. Got {named(estimator)}."
         )

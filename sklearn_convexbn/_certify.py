@@ -8,16 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import is_classifier
-from sklearn.utils import check_random_state, check_X_y
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils import check_random_state
 
-from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._bound import Found, proven, searched
-from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
-from sklearn_convexbn._device import resolve_device
+from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
+from sklearn_convexbn._device import plain_torch, resolve_device
 from sklearn_convexbn._encoding import (
-    ACCEPTED_X,
     TrainingData,
     classification_data,
     loss_for,
@@ -29,6 +25,7 @@ from sklearn_convexbn._network import Network, forward, neurons_of_network
 from sklearn_convexbn._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
+from sklearn_convexbn._validation import natural_array, validated_data
 from sklearn_convexbn._whitening import Whitening
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
@@ -111,6 +108,7 @@ class NetworkCertificate:
         )
 
 
+@plain_torch()
 def certify(
     network: Any,
     X: Any,
@@ -293,16 +291,13 @@ def _training_data(
     labels = loss == "log_loss" if layers.estimator is None else is_classifier(layers.estimator)
     if loss not in ("squared_error", "log_loss") or (loss == "log_loss" and not labels):
         raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
-    X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=not labels)
+    X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
     n_features, n_outputs = len(layers.coefs[0]), layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
-    weights, y = check_sample_weight(sample_weight, X), as_numpy(y)
     if not labels:
         data = regression_data(X, y, weights, fit_intercept=fit_intercept)
     else:
-        y = column_or_1d(y)
-        check_classification_targets(y)
         class_weight = layers.setting("class_weight", None, None)
         data = classification_data(X, y, weights, loss=loss, class_weight=class_weight)
         if loss == "log_loss" and len(data.classes) == n_outputs == 2:
@@ -315,7 +310,7 @@ def _default_loss(layers: Layers, y: Any) -> str:
     """Return the loss of an estimator's kind, or the one that y calls for."""
     if layers.estimator is not None:
         return "log_loss" if is_classifier(layers.estimator) else "squared_error"
-    return loss_for(y)
+    return loss_for(natural_array(y, "y"))
 
 
 def _check_outputs(layers: Layers, data: TrainingData, loss: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import make_scorer
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import (
     Interval,
@@ -45,6 +46,7 @@ __all__ = [
     "check_sample_weight",
     "parameters_of_rows",
     "routed_parameters",
+    "weighted_scorer",
     "with_callbacks",
 ]
 
@@ -92,6 +94,16 @@ def check_sample_weight(sample_weight: Any, X: Any) -> np.ndarray:
             "sample_weight is zero for every sample: at least one weight must be non-zero."
         )
     return weights
+
+
+def weighted_scorer(metric: Callable[..., float]) -> Callable[..., float]:
+    """Return a scorer of predictions by a metric, which takes sample weights where there are any.
+
+    It is one that the user does not see, so that with metadata routing nobody else could request
+    the weights for it.
+    """
+    scorer = make_scorer(metric)
+    return scorer.set_score_request(sample_weight=True) if _routing_enabled() else scorer
 
 
 def routed_parameters(estimator: Any, params: dict[str, Any], sample_weight: Any) -> Any:

@@ -18,6 +18,7 @@ from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn._network import convolution_to_torch
 from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._sharding import ALL_HERE, Shards
+from sklearn_convexbn._validation import image_array
 
 #: What the parameters of convolution may be, as scikit-learn's constraints.
 CONVOLUTION_CONSTRAINTS: dict[str, list[Any]] = {
@@ -48,7 +49,7 @@ class ConvolutionMixin(BaseConvexBN):
         """
         shape = getattr(X, "shape", None)
         if shape is None and self.image_shape is not None:
-            X = np.asarray(X)
+            X = image_array(X)
             shape = X.shape
         if reset:
             self._shape_of_images = None
@@ -65,7 +66,7 @@ class ConvolutionMixin(BaseConvexBN):
                 f"X has images of shape {found}, but they should be {expected} (height, width, "
                 "channels)."
             )
-        return X.reshape(shape[0], -1)
+        return X.reshape(shape[0], int(np.prod(found)))
 
     def _encode(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE

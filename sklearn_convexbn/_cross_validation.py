@@ -28,6 +28,7 @@ from sklearn_convexbn._compat import (
     parameters_of_rows,
     routed_parameters,
 )
+from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._path import ALPHA_CONSTRAINTS, alpha_grid, check_alphas, largest_alpha
 from sklearn_convexbn._sharding import refuse_shards
@@ -85,8 +86,11 @@ class BaseConvexBNCV(BaseConvexBN):
         alphas = None if isinstance(self.alphas, Integral) else check_alphas(self.alphas)
         routed = routed_parameters(self, params, sample_weight)
         hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=2)
-        with unchanged_on_failure(self):
+        with unchanged_on_failure(self), plain_torch():
             X, y, weights = self._validated(X, y, sample_weight)
+            scored = routed.scorer.score
+            if "sample_weight" in scored:
+                scored = {**scored, "sample_weight": weights}
             X = on_cpu(X)
             data = self._encode(X, y, weights)
             if is_classifier(self):
@@ -101,9 +105,7 @@ class BaseConvexBNCV(BaseConvexBN):
             model = self._model()
             score = self._scorer(model)
             paths = Parallel(n_jobs=self.n_jobs)(
-                delayed(_fold_path)(
-                    model, X, y, weights, fold, each, alphas, score, routed.scorer.score
-                )
+                delayed(_fold_path)(model, X, y, weights, fold, each, alphas, score, scored)
                 for each, fold in product(settings, folds)
             )
             search.end()
@@ -218,10 +220,17 @@ def _folds(splits: Any, y: np.ndarray, weights: np.ndarray, classes: np.ndarray)
     Raises
     ------
     ValueError
-        For a fold whose rows weigh nothing, or whose training rows lack a class.
+        For a fold of other rows than there are, whose rows weigh nothing, or whose training rows
+        lack a class.
     """
-    folds = []
+    folds, rows = [], np.arange(len(y))
     for number, (train, test) in enumerate(splits):
+        try:
+            train, test = rows[train], rows[test]  # noqa: PLW2901 - masks become indices
+        except IndexError as error:
+            raise ValueError(
+                f"Fold {number} of cv has no indices of the {len(y)} rows: {error}."
+            ) from error
         fold = _Fold(train, test, float(weights[test].sum()))
         if not (weights[train].any() and fold.weight > 0.0):
             raise ValueError(

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 #: The thread that a fork has copied into this process, if torch was loaded before; else None.
 _forked_thread: int | None = None
@@ -35,6 +35,24 @@ def one_thread_after_fork() -> None:
 
         torch.set_num_threads(1)
         _forked_thread = None
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute as if the caller had set neither automatic mixed precision nor a default device.
+
+    Solvers choose the precision and place of each tensor themselves. Settings of this thread only
+    are touched, and only if torch is loaded.
+    """
+    torch = sys.modules.get("torch")
+    with ExitStack() as stack:
+        if torch is not None:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,6 @@ from sklearn_convexbn._losses import LOSSES, Loss
 from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
-
-#: What X may be, as arguments of validation: it is read a block of rows at a time, in float64.
-ACCEPTED_X: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,15 @@ class TrainingData:
 
 
 def loss_for(y: Any) -> str:
-    """Return "log_loss" for one column of strings, booleans or integers, else "squared_error"."""
+    """Return "log_loss" for one column of strings, booleans or integers, else "squared_error".
+
+    Raises
+    ------
+    ValueError
+        Without a y.
+    """
+    if y is None:
+        raise ValueError("A target is needed, but y is None.")
     labels = np.asarray(y).dtype.kind != "f" and type_of_target(y) in ("binary", "multiclass")
     return "log_loss" if labels else "squared_error"
 
@@ -162,6 +168,8 @@ def _labels(y: np.ndarray, shards: Shards) -> np.ndarray:
 def _weights_of_labels(y: np.ndarray, class_weight: dict[Any, float], shards: Shards) -> np.ndarray:
     """Return the class weight of each row's label (n,)."""
     classes = _labels(y, shards)
+    if not all(isinstance(weight, Real) for weight in class_weight.values()):
+        raise ValueError(f"class_weight must be a dict of numbers. Got {class_weight!r}.")
     per_class = compute_class_weight(class_weight, classes=classes, y=classes)
     if (per_class < 0).any() or not np.isfinite(per_class).all():
         raise ValueError(f"class_weight must be finite and non-negative. Got {class_weight!r}.")

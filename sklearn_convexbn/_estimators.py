@@ -7,27 +7,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
 from sklearn_convexbn._base_estimator import BaseConvexBN, unchanged_on_failure
 from sklearn_convexbn._callbacks import FitHooks
-from sklearn_convexbn._compat import (
-    StrOptions,
-    check_parameters,
-    check_sample_weight,
-    with_callbacks,
-)
-from sklearn_convexbn._encoding import (
-    ACCEPTED_X,
-    TrainingData,
-    classification_data,
-    regression_data,
-)
+from sklearn_convexbn._compat import StrOptions, check_parameters, with_callbacks
+from sklearn_convexbn._device import plain_torch
+from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
 from sklearn_convexbn._losses import softmax
 from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
+from sklearn_convexbn._validation import validated_data
 
 #: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
 #: equal: a softmax cannot tell outputs apart that differ by one or two roundings of 1.
@@ -188,7 +178,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         with shards.raised_together():
             check_parameters(self, self._parameter_constraints)
             hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self):
+        with unchanged_on_failure(self), plain_torch():
             validated = self._validated_together(X, y, sample_weight, shards)
             with shards.in_step():
                 data = self._encode(*validated, shards)
@@ -198,10 +188,9 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
         X = self._flattened(X, reset=True)
-        X, y = validate_data(self, X, y, **ACCEPTED_X, multi_output=True, y_numeric=True)
-        y = as_numpy(y)
-        self._single_output = y.ndim == 1
-        return X, y, check_sample_weight(sample_weight, X)
+        validated = validated_data(X, y, sample_weight, labels=False, estimator=self, reset=True)
+        self._single_output = validated[1].ndim == 1
+        return validated
 
     def _encode(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
@@ -461,7 +450,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         with shards.raised_together():
             check_parameters(self, self._parameter_constraints)
             hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self):
+        with unchanged_on_failure(self), plain_torch():
             validated = self._validated_together(X, y, sample_weight, shards)
             with shards.in_step():
                 data = self._encode(*validated, shards)
@@ -471,11 +460,8 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
-        X, y = validate_data(self, self._flattened(X, reset=True), y, **ACCEPTED_X)
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        y = as_numpy(y)
-        return X, y, check_sample_weight(sample_weight, X)
+        X = self._flattened(X, reset=True)
+        return validated_data(X, y, sample_weight, labels=True, estimator=self, reset=True)
 
     def _encode(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE

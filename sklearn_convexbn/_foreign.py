@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_regressor
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn._network import Network
+from sklearn_convexbn._validation import named
 
 ACCEPTED = (
     "network must be a fitted ConvexBNRegressor, ConvexBNClassifier, MLPRegressor or "
@@ -93,7 +94,7 @@ def read_network(network: Any) -> Layers:
     elif isinstance(network, BaseEstimator) and hasattr(network, "activation"):
         layers = _from_estimator(network)
     else:
-        raise TypeError(f"{ACCEPTED} Got {type(network).__name__}.")
+        raise TypeError(f"{ACCEPTED} Got {named(network)}.")
     arrays = [*layers.coefs, *layers.intercepts]
     if layers.batch_norm is not None:
         arrays += [layers.batch_norm.scale, layers.batch_norm.shift]
@@ -108,6 +109,12 @@ def _from_estimator(network: Any) -> Layers:
         raise ValueError(
             f"certify needs activation='relu'. Got a {type(network).__name__} with "
             f"activation={network.activation!r}."
+        )
+    if is_regressor(network) and getattr(network, "out_activation_", "identity") != "identity":
+        raise ValueError(
+            f"certify needs outputs that are the predictions. Got a {type(network).__name__} with "
+            f"loss={network.loss!r}, whose predictions are the exponentials of its outputs, so it "
+            "is no network of a problem with squared error."
         )
     if getattr(network, "patches_", None) is not None:
         raise ValueError(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 from sklearn.base import clone
 
-from sklearn_convexbn._arrays import as_numpy, is_tensor, on_cpu
+from sklearn_convexbn._arrays import as_numpy, is_tensor, on_cpu, writable
 from sklearn_convexbn._base_estimator import BaseConvexBN, check_own
+from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._sharding import current_shards
+from sklearn_convexbn._validation import check_numbers
 
 #: Rows that pass through a feature module together.
 BATCH_ROWS = 256
 
 
+@plain_torch()
 def replace_head(
     features: Any, X: Any, y: Any, *, estimator: BaseConvexBN, sample_weight: Any = None
 ) -> tuple[Any, BaseConvexBN]:
@@ -110,13 +112,18 @@ def _features(body: Any, X: Any) -> Any:
     """Return the features (n, d) of all rows of X, a tensor where the module's weights are."""
     import torch
 
-    X = X if is_tensor(X) else torch.as_tensor(np.asarray(X))
+    X = X if is_tensor(X) else torch.as_tensor(writable(check_numbers(X, "X")))
     if X.ndim == 0 or len(X) == 0:
         raise ValueError(f"replace_head needs at least one row. X has shape {tuple(X.shape)}.")
     where = _dtype_and_device(body, X)
     with torch.no_grad():
         parts = [_of_batch(body, batch.to(**where)) for batch in X.split(BATCH_ROWS)]
-    return torch.cat(parts)
+    features = torch.cat(parts)
+    bad = int((~torch.isfinite(features).all(dim=1)).sum())
+    if bad:
+        of = "" if torch.isfinite(X).all() else "; X contains NaN or infinity itself"
+        raise ValueError(f"features returns NaN or infinity for {bad} of {len(X)} rows{of}.")
+    return features
 
 
 def _dtype_and_device(body: Any, X: Any) -> dict[str, Any]:

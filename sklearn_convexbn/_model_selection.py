@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.metrics import check_scoring, get_scorer_names, make_scorer, mean_squared_error
+from sklearn.metrics import accuracy_score, check_scoring, get_scorer_names, mean_squared_error
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn._compat import StrOptions, with_callbacks
+from sklearn_convexbn._compat import StrOptions, weighted_scorer, with_callbacks
 from sklearn_convexbn._cross_validation import BaseConvexBNCV
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
 
@@ -186,7 +186,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         return self._fit(X, y, sample_weight, params)
 
     def _scorer(self, model: Any) -> Callable[..., float]:
-        return make_scorer(mean_squared_error)
+        return weighted_scorer(mean_squared_error)
 
 
 class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
@@ -381,4 +381,6 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         return self._fit(X, y, sample_weight, params)
 
     def _scorer(self, model: Any) -> Callable[..., float]:
+        if self.scoring is None:
+            return weighted_scorer(accuracy_score)
         return check_scoring(model, self.scoring)

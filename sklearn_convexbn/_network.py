@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_convexbn._arrays import Array, array_namespace, like, on_device
+from sklearn_convexbn._arrays import Array, array_namespace, like, on_device, writable
 from sklearn_convexbn._data import TargetScaling
 from sklearn_convexbn._patches import Patches, PatchRows
 from sklearn_convexbn._pooling import IDENTITY, pooling_window
@@ -254,7 +254,7 @@ def to_torch(
             _assign(hidden.weight, coefs[0].T)
             _assign(hidden.bias, intercepts[0])
         return torch.nn.Sequential(hidden, torch.nn.ReLU(), output).eval()
-    norm = torch.nn.BatchNorm1d(m, eps=BATCH_NORM_EPS, momentum=None, dtype=torch.float64)
+    norm = torch.nn.BatchNorm1d(m, eps=BATCH_NORM_EPS, dtype=torch.float64)
     scale, var = batch_norm["scale"], batch_norm["var"]
     W = np.divide(coefs[0] * np.sqrt(var), scale, out=np.zeros_like(coefs[0]), where=scale > 0)
     with torch.no_grad():
@@ -297,7 +297,7 @@ def convolution_to_torch(
             conv.bias.copy_(linear.bias)
     layers: list[Any] = [conv]
     if not fold:
-        norm = torch.nn.BatchNorm2d(m, eps=BATCH_NORM_EPS, momentum=None, dtype=torch.float64)
+        norm = torch.nn.BatchNorm2d(m, eps=BATCH_NORM_EPS, dtype=torch.float64)
         norm.load_state_dict(dense[1].state_dict())
         layers.append(norm)
     kernel, stride = zip(*(pooling_window(n, patches.cells) for n in patches.grid), strict=True)
@@ -309,4 +309,4 @@ def convolution_to_torch(
 def _assign(tensor: Any, values: np.ndarray) -> None:
     import torch
 
-    tensor.copy_(torch.as_tensor(np.ascontiguousarray(values)))
+    tensor.copy_(torch.as_tensor(writable(values)))

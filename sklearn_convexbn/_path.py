@@ -7,16 +7,13 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_X_y
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn._arrays import as_numpy, on_cpu
+from sklearn_convexbn._arrays import on_cpu
 from sklearn_convexbn._bound import proven, searched
-from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
+from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
+from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import (
-    ACCEPTED_X,
     TrainingData,
     classification_data,
     loss_for,
@@ -31,6 +28,7 @@ from sklearn_convexbn._training import (
     prepare,
     train_path,
 )
+from sklearn_convexbn._validation import check_numbers, natural_array, validated_data
 
 #: Random starts of the search that estimates alpha_max.
 N_STARTS = 2000
@@ -51,6 +49,7 @@ ALPHA_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
+@plain_torch()
 def alpha_max(
     X: Any,
     y: Any,
@@ -144,6 +143,7 @@ def alpha_max(
     return largest_alpha(data, TrainingSettings.of({**DEFAULTS, **values}))
 
 
+@plain_torch()
 def convexbn_path(
     X: Any,
     y: Any,
@@ -263,15 +263,11 @@ def path_data(
 ) -> TrainingData:
     """Validate and encode the data of a path function."""
     refuse_shards("A path of alphas")
-    loss = loss or loss_for(y)
-    numeric = loss == "squared_error"
-    X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=numeric)
-    weights, X, y = check_sample_weight(sample_weight, X), on_cpu(X), as_numpy(y)
-    if numeric:
-        return regression_data(X, y, weights, fit_intercept=fit_intercept)
-    y = column_or_1d(y)
-    check_classification_targets(y)
-    return classification_data(X, y, weights, loss=loss)
+    loss = loss or loss_for(natural_array(y, "y"))
+    X, y, weights = validated_data(X, y, sample_weight, labels=loss == "log_loss")
+    if loss == "squared_error":
+        return regression_data(on_cpu(X), y, weights, fit_intercept=fit_intercept)
+    return classification_data(on_cpu(X), y, weights, loss=loss)
 
 
 def check_alphas(alphas: Any) -> np.ndarray:
@@ -282,7 +278,7 @@ def check_alphas(alphas: Any) -> np.ndarray:
     ValueError
         Unless they are finite, positive and strictly descending.
     """
-    values = np.asarray(alphas, dtype=np.float64)
+    values = np.asarray(check_numbers(alphas, "alphas"), dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"alphas must be a non-empty sequence of numbers. Got {alphas!r}.")
     if not np.isfinite(values).all() or values.min() <= 0.0:

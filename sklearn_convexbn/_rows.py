@@ -22,6 +22,7 @@ from sklearn_convexbn._arrays import (
     like,
     on_cpu,
     on_device,
+    writable,
 )
 
 #: Numbers in a block of rows: 16 MiB in float64.
@@ -168,6 +169,7 @@ class Rows(RowBlocks):
             return float64(block)
         import torch
 
+        block = block if is_tensor(block) else writable(block)
         return torch.as_tensor(block, dtype=torch.float64, device=self.device)
 
     def multipliable(self, width: int, numbers: int | None = None) -> Iterator[tuple[slice, Any]]:

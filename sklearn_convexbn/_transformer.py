@@ -12,13 +12,13 @@ from sklearn.base import (
     clone,
 )
 from sklearn.utils import get_tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._base_estimator import BaseConvexBN, check_own, unchanged_on_failure
-from sklearn_convexbn._encoding import ACCEPTED_X
 from sklearn_convexbn._network import hidden_activations
 from sklearn_convexbn._sharding import current_shards
+from sklearn_convexbn._validation import validated_rows
 
 
 class ConvexBNTransformer(
@@ -127,7 +127,7 @@ class ConvexBNTransformer(
         """
         check_is_fitted(self)
         fitted = self.estimator_
-        X = validate_data(self, fitted._flattened(X, reset=False), **ACCEPTED_X, reset=False)
+        X = validated_rows(self, fitted._flattened(X, reset=False))
         gates = getattr(fitted, "gates_", None)
         return hidden_activations(X, fitted.coefs_, fitted.intercepts_, gates, fitted._cut())
 

@@ -201,15 +201,22 @@ def test_torch_network_in_single_precision(name, train):
     np.testing.assert_allclose(output, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
-def test_train_mode_statistics_become_those_of_eval_mode():
+@pytest.mark.parametrize("n", [150, 32])
+def test_batches_in_train_mode_move_the_statistics_by_a_tenth(n):
     X = torch.as_tensor(_labels("diabetes")[0])
     module = _fitted("diabetes").to_torch()
     before = [module[1].running_mean.clone(), module[1].running_var.clone()]
     with torch.no_grad():
-        module.train()(X)
-    # torch tracks the unbiased variance.
-    torch.testing.assert_close(module[1].running_mean, before[0])
-    torch.testing.assert_close(module[1].running_var * 149 / 150, before[1])
+        module.train()(X[:n])
+        batch = module[0](X[:n])
+    # torch's default momentum; it tracks the unbiased variance.
+    tracked = [module[1].running_mean, module[1].running_var]
+    of_batch = [batch.mean(axis=0), batch.var(axis=0)]
+    for old, new, now in zip(before, of_batch, tracked, strict=True):
+        torch.testing.assert_close(now, 0.9 * old + 0.1 * new)
+    if n == len(X):
+        torch.testing.assert_close(tracked[0], before[0])
+        torch.testing.assert_close(of_batch[1] * 149 / 150, before[1])
 
 
 @pytest.mark.parametrize(
