@@ -29,16 +29,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
+from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._pooling import columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._units._activations import Activations
+from sklearn_convexbn.solvers._block_descent import descend_units, row_hessians
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
+
+#: Rounds in a row that leave most of the gap before block coordinate descent takes a turn, and
+#: its sweeps then and where both steps fail; twice as many every time.
+CREEPING_ROUNDS = 4
+FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
 
 #: Scales that are smaller in proportion to the largest count as zero.
 SMALLEST_SCALE = 1e-13
@@ -139,7 +145,7 @@ def multi_output_refit(
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
     # Targets that are fitted exactly have the optimum zero, up to rounding.
     floor = max(1e-12 * float(program.total(loss.value(torch.zeros_like(Y), Y, p))), 1e-300)
-    bound, slow = best.dual, 0
+    bound, slow, creeping, sweeps = best.dual, 0, 0, FIRST_SWEEPS
     for _ in range(MAX_ROUNDS):
         old, old_bound = best.value, bound
         for step in (_proximal_step, _newton_step):
@@ -149,11 +155,27 @@ def multi_output_refit(
             new = step(program, best, gap, tol)
             bound = max(bound, new.dual)
             best = new if new.value <= best.value * ROUNDING else best
+        # Losses are positive, so that zero is a bound too.
+        before, left = old - max(old_bound, 0.0), best.value - max(bound, 0.0)
+        creeping = creeping + 1 if left > 0.9 * before else 0
         closer = old - bound < 0.9 * (old - old_bound)
         slow = 0 if closer or best.value < old * (1.0 - 1e-13) else slow + 1
-        if slow > 1:
-            break
+        if slow > 1 or creeping >= CREEPING_ROUNDS:
+            new = _safe_steps(program, best, sweeps)
+            if slow > 1 and not new.value < best.value:
+                break
+            best = new if new.value < best.value else best
+            bound, slow, creeping = max(bound, new.dual), 0, 0
+            sweeps = min(2 * sweeps, MAX_SWEEPS)
     return best.V, best.b - centre @ best.V
+
+
+def _safe_steps(program: _Program, point: _Point, sweeps: int) -> _Point:
+    """Go on by block coordinate descent, one neuron at a time."""
+    data = (program.A, program.Y, program.p, program.loss, program.alpha, program.fit_intercept)
+    found = descend_units(*data, point.V, point.b, point.F, sweeps=sweeps)
+    V, b = (torch.as_tensor(a, device=point.V.device) for a in (found.V, found.b))
+    return _evaluate(program, V.reshape(point.V.shape), b)
 
 
 def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
@@ -187,17 +209,8 @@ def _best_shift(program: _Program, F: Tensor) -> Tensor:
 
 
 def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
-    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``.
-
-    This is `Loss.hessian` without its n C^2 numbers.
-    """
-    p = program.p.unsqueeze(1)
-    if program.loss.name == "softmax":
-        probabilities = softmax(F)
-        return p * probabilities, p.sqrt() * probabilities
-    if program.loss.name == "squared":
-        return p.expand_as(F), torch.zeros_like(F)
-    return program.loss.hessian(F, program.Y, program.p)[:, :, 0], torch.zeros_like(F)
+    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``."""
+    return row_hessians(program.loss, F, program.Y, program.p)
 
 
 def _summed_inverse(D: Tensor, U: Tensor, shards: Shards = ALL_HERE) -> Tensor:
