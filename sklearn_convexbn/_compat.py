@@ -69,12 +69,17 @@ def check_arguments(
 ) -> None:
     """Validate the arguments of a function or class named `caller` by their constraints.
 
+    A solver among them is validated too, by the constraints that its class declares.
+
     Raises
     ------
     ValueError
         scikit-learn's InvalidParameterError (also a TypeError).
     """
     validate_parameter_constraints(constraints, arguments, caller_name=caller)
+    solver = arguments.get("solver")
+    if solver is not None and not isinstance(solver, (str, type)):
+        check_parameters(solver, solver._parameter_constraints)
 
 
 def check_sample_weight(sample_weight: Any, X: Any) -> np.ndarray:

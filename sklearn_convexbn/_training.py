@@ -386,6 +386,8 @@ def with_arrangements(
         gates = enumerate_gates(problem.Z)
     else:
         check_arrangements_fit(problem, int(settings.n_gates))
-        draws = random_directions(whitening, int(settings.n_gates), settings.random_state)
-        gates = distinct_gates(problem.Z, draws)
+        gates = problem.Z[:0].T
+        while gates.shape[1] == 0:  # a few draws may all be of units that are never active
+            draws = random_directions(whitening, int(settings.n_gates), settings.random_state)
+            gates = distinct_gates(problem.Z, draws)
     return replace(problem, gates=gates, all_arrangements=every)

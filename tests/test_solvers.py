@@ -1,14 +1,24 @@
 """The registry, the driver, and one bank of problems for all solvers."""
 
+from numbers import Integral
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import solvers
+from sklearn_convexbn import (
+    ConvexBNRegressor,
+    ConvexBNRegressorCV,
+    _training,
+    convexbn_path,
+    solvers,
+)
+from sklearn_convexbn._compat import Interval
 from sklearn_convexbn._exact_search import is_affordable
 from sklearn_convexbn._problem import Certificate, Neurons, relative_gap
-from sklearn_convexbn.solvers import Iterate, RunSettings, Solver, run
+from sklearn_convexbn.solvers import CVXPY, FISTA, Iterate, Pursuit, RunSettings, Solver, run
 from sklearn_convexbn.solvers._base import _better
 from tests.helpers import make_problem, solve, targets
 
@@ -86,6 +96,56 @@ def test_solvers_are_cloneable_estimators_with_their_registered_name(name):
 def test_unknown_solver_name_is_refused():
     with pytest.raises(ValueError, match=r"'solver' parameter must be .* Got 'sgd' instead"):
         solvers.make_solver("sgd")
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (Pursuit(n_starts=-1), r"'n_starts' parameter of Pursuit must be an int in .*\. Got -1"),
+        (Pursuit(n_search_steps=0), r"'n_search_steps' parameter of Pursuit .*\[1, inf\).* Got 0"),
+        (Pursuit(n_insert=2.5), r"'n_insert' parameter of Pursuit .* Got 2\.5"),
+        (Pursuit(n_slide_steps="a"), r"'n_slide_steps' parameter of Pursuit .* Got 'a'"),
+        (Pursuit(certify_factor=0), r"'certify_factor' parameter of Pursuit .* Got 0"),
+        (FISTA(method="admm"), r"'method' parameter of FISTA must be a str among .* Got 'admm'"),
+        (FISTA(dtype="float16"), r"'dtype' parameter of FISTA .* Got 'float16'"),
+        (FISTA(n_steps=0), r"'n_steps' parameter of FISTA .* Got 0"),
+        (FISTA(n_newton_steps=-1), r"'n_newton_steps' parameter of FISTA .* Got -1"),
+        (CVXPY(backend=None), r"'backend' parameter of CVXPY .* Got None"),
+        (CVXPY(options="fast"), r"'options' parameter of CVXPY .* Got 'fast'"),
+    ],
+)
+def test_parameters_of_a_solver_are_checked_before_any_work(solver, message, monkeypatch):
+    monkeypatch.setattr(_training, "prepare", None)  # nothing is whitened
+    X, y = np.zeros((4, 2)), np.arange(4.0)
+    activation = "relu" if isinstance(solver, Pursuit) else "gated_relu"
+    model = ConvexBNRegressor(solver=solver, activation=activation)
+    for fit in (
+        lambda: model.fit(X, y),
+        lambda: convexbn_path(X, y, solver=solver, activation=activation),
+        lambda: ConvexBNRegressorCV(solver=solver, activation=activation).fit(X, y),
+        lambda: solve(bank_problem("gated, squared"), solver),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit()
+
+
+def test_constraints_that_another_solver_declares_are_checked():
+    class Other(solvers.FISTA):
+        _parameter_constraints: ClassVar = {"n_steps": [Interval(Integral, 7, None, closed="left")]}
+
+    model = ConvexBNRegressor(solver=Other(n_steps=6), activation="gated_relu")
+    with pytest.raises(ValueError, match=r"'n_steps' parameter of Other .*\[7, inf\).* Got 6"):
+        model.fit(np.eye(4), np.arange(4.0))
+
+
+@pytest.mark.parametrize("n_gates", [1, 2, 3])
+def test_few_gates_are_drawn_until_one_is_active_somewhere(n_gates):
+    X, y = np.array([[0.0], [1.0], [3.0]]), np.array([0.0, 1.0, -1.0])
+    for seed in range(40):
+        model = ConvexBNRegressor(
+            activation="gated_relu", n_gates=n_gates, alpha=0.01, random_state=seed
+        )
+        assert np.isfinite(model.fit(X, y).predict(X)).all()
 
 
 class Scripted(Solver):

@@ -11,13 +11,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn._arrays import Array
+from sklearn_convexbn._compat import check_parameters
 from sklearn_convexbn._device import one_thread_after_fork
 from sklearn_convexbn._problem import Certificate, Neurons, Problem, relative_gap
 
@@ -108,8 +109,11 @@ class Solver(BaseEstimator, ABC):
 
     A subclass sets `name`, says in :meth:`unsupported` what it cannot handle and yields
     networks from :meth:`iterates`. Its constructor parameters are reachable from an
-    estimator as ``solver__x``.
+    estimator as ``solver__x``; what `_parameter_constraints` says of them, in scikit-learn's form,
+    is checked before a fit begins.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
     #: Name in the registry.
     name: str = ""
@@ -159,6 +163,7 @@ def run(
         The network with the smallest objective seen, and its own certificate. Not reaching
         the tolerance warns once with ConvergenceWarning.
     """
+    check_parameters(solver, solver._parameter_constraints)
     one_thread_after_fork()
     begin = time.perf_counter()
     rows: list[tuple[float, float, int, float]] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,11 @@ class CVXPY(Solver):
     """
 
     name = "cvxpy"
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "backend": [str],
+        "options": [dict, None],
+    }
 
     def __init__(self, backend: str = "CLARABEL", options: dict[str, Any] | None = None) -> None:
         self.backend = backend

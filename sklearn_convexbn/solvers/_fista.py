@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from sklearn_convexbn._arrays import Array, as_numpy
+from sklearn_convexbn._compat import Interval, StrOptions
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -58,6 +60,13 @@ class FISTA(Solver):
 
     name = "fista"
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "method": [StrOptions({"auto", "fista", "newton"})],
+        "dtype": [StrOptions({"float64", "float32"})],
+        "n_steps": [Interval(Integral, 1, None, closed="left")],
+        "n_newton_steps": [Interval(Integral, 0, None, closed="left")],
+    }
+
     def __init__(
         self,
         method: str = "auto",
@@ -78,7 +87,6 @@ class FISTA(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        self._check_parameters()
         if problem.activation == "relu":
             from sklearn_convexbn.solvers._interior_point import interior_point
 
@@ -88,18 +96,6 @@ class FISTA(Solver):
         if self.method == "newton" or auto_newton:
             return _newton_iterates(problem, settings)
         return self._fista_iterates(problem, settings)
-
-    def _check_parameters(self) -> None:
-        if self.method not in ("auto", "fista", "newton"):
-            raise ValueError(
-                f"The 'method' parameter of FISTA must be 'auto', 'fista' or 'newton'. "
-                f"Got {self.method!r} instead."
-            )
-        if self.dtype not in ("float64", "float32"):
-            raise ValueError(
-                f"The 'dtype' parameter of FISTA must be 'float64' or 'float32'. "
-                f"Got {self.dtype!r} instead."
-            )
 
     def _fista_iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         import torch

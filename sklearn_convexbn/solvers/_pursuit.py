@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy import optimize
 
 from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._bound import THOROUGH_GENERATIONS, Found, proven
+from sklearn_convexbn._compat import Interval
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -64,6 +66,14 @@ class Pursuit(Solver):
     name = "pursuit"
     needs_arrangements = False
     pools = True
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_starts": [Interval(Integral, 1, None, closed="left")],
+        "n_search_steps": [Interval(Integral, 1, None, closed="left")],
+        "n_insert": [Interval(Integral, 1, None, closed="left")],
+        "n_slide_steps": [Interval(Integral, 0, None, closed="left")],
+        "certify_factor": [Interval(Integral, 1, None, closed="left")],
+    }
 
     def __init__(
         self,
