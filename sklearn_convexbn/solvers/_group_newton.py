@@ -29,8 +29,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sklearn_convexbn._arrays import Array, array_namespace
+import numpy as np
+
+from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
 from sklearn_convexbn._losses import Loss
+from sklearn_convexbn.solvers._block_descent import Groups, descend
 from sklearn_convexbn.solvers._factors import (
     cast,
     cholesky_solve,
@@ -40,6 +43,13 @@ from sklearn_convexbn.solvers._factors import (
     safe_cholesky,
 )
 from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
+
+
+#: Sweeps of block coordinate descent where Newton's method has stopped; twice as many every time.
+FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
+
+#: Objectives that differ by less than this part are equal up to rounding.
+EQUAL = 1e-14
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,14 @@ def group_newton(
     Yields
     ------
     GroupSolution
-        The first one is the start, or the constant model. The last one meets `tol`, or it repeats
-        the one before it and is `stalled`.
+        The first one is the start, or the constant model. Where Newton steps lead no further block
+        coordinate descent goes on, and they from there. The last one meets `tol`, or it repeats
+        the one before it and is `stalled`: rounding hides what there is to gain.
     """
     program = Program(Z, M, Y, p, loss, float(alpha), fit_intercept, single=True)
     floor = 1e-12 * float(loss.value(0.0 * Y, Y, p))  # data that are fitted exactly
     state, best_dual, last_gap, slow = _initial_state(program, start), -math.inf, math.inf, 0
+    sweeps = FIRST_SWEEPS
     while True:
         gradient = program.gradient(state.F)
         w, norms = program.all_correlations(-gradient, state.active)
@@ -119,8 +131,12 @@ def group_newton(
         new = _newton_round(program, state, w, norms)
         slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
         if new is None or slow > 5:
-            yield replace(solution, stalled=True)
-            return
+            new, slow = _safe_round(program, state, sweeps), 0
+            stuck = new is None or (sweeps == MAX_SWEEPS and new.phi >= primal * (1.0 - EQUAL))
+            if new is None or stuck:
+                yield replace(solution, stalled=True)
+                return
+            sweeps = min(2 * sweeps, MAX_SWEEPS)
         state = new
 
 
@@ -147,10 +163,50 @@ def _initial_state(program: Program, start: tuple[Array, Array, float] | None) -
 def _newton_round(program: Program, state: State, w: Array, norms: Array) -> State | None:
     """Take one Newton step on eta, or where none decreases phi another; None when nothing does."""
     new = _newton_step(program, state, w, norms)
-    if new is None and program.single:
-        state, program.accuracy = _in_double(program, state), 1e-11
-        new = _newton_step(program, state, w, norms)
-    return new or _reweighted_round(program, state, norms)
+    if new is None:
+        state, exact = _solved_again(program, state)
+        w, norms = program.all_correlations(-program.gradient(state.F), state.active)
+        new = _newton_step(program, state, w, norms) or _reweighted_round(program, state, norms)
+        new = new or exact
+    return new
+
+
+def _solved_again(program: Program, state: State) -> tuple[State, State | None]:
+    """Solve the ridge problem of a state to all digits; also return it if that has lowered phi.
+
+    Steps fail where S was not accurate enough for the gradient in eta.
+    """
+    state, program.accuracy = _in_double(program, state), 1e-13
+    exact = solve_ridge(program, state.active, state.eta, state.F, -math.inf)
+    if not exact.phi <= state.phi:
+        return state, None
+    return exact, exact if exact.phi < state.phi * (1.0 - EQUAL) else None
+
+
+def _safe_round(program: Program, state: State, sweeps: int) -> State | None:
+    """Lower the objective by block coordinate descent; None where it cannot."""
+    Z, M = as_numpy(program.Z), as_numpy(program.M)
+    arguments = as_numpy(program.Y), as_numpy(program.p), program.loss, program.alpha
+
+    def columns(group: int) -> np.ndarray:
+        return M[:, group, None] * Z
+
+    def slopes(G: np.ndarray) -> np.ndarray:
+        return ((G * Z).T @ M).T[:, :, None]
+
+    V = np.zeros((M.shape[1], Z.shape[1], 1))
+    V[as_numpy(state.active)] = as_numpy(state.S)[:, :, None]
+    groups = Groups(columns, slopes, *arguments, program.fit_intercept)
+    point = descend(groups, V, np.array([state.b]), as_numpy(state.F), sweeps)
+    start = float(program.loss.value(state.F, program.Y, program.p))
+    start += program.alpha * float(row_norms(state.S).sum())
+    active = np.flatnonzero(point.V.any(axis=(1, 2)))
+    if not point.value < start or len(active) == 0:
+        return None
+    S, F = like(point.V[active, :, 0], program.Z), like(point.F, program.Z)
+    index, eta = index_array(active, program.Z), row_norms(S)
+    factor = factorise(program, index, program.columns(index), eta, program.weights(F))
+    return State(index, eta, S, float(point.b[0]), F, point.value, factor)
 
 
 def _in_double(program: Program, state: State) -> State:

@@ -12,6 +12,8 @@ until they are linearly independent and so at most as many as rows: Carathéodor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy import linalg
@@ -19,13 +21,23 @@ from torch import Tensor
 
 from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._units._activations import Activations
+from sklearn_convexbn.solvers._block_descent import descend_units
 
 #: Newton steps of one refit, and changes of the active set of one quadratic model.
 MAX_NEWTON_STEPS, MAX_CHANGES = 50, 5000
 
+#: Halvings of a Newton step, and the part by which equal values may differ.
+MAX_HALVINGS, ROUNDING = 30, 1e-15
+
+#: Sweeps of block coordinate descent where a Newton step fails; twice as many every time.
+FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
+
 #: Added to the diagonal of a Gram matrix, relative to its mean: where columns are dependent it
 #: turns the undetermined solution into a long step along the null vector.
 RIDGE = 1e-11
+
+#: Excess of a column's correlation over alpha, relative to alpha, with which it enters.
+VIOLATION = 1e-10
 
 #: Stands for the ridge where a Gram matrix is zero.
 TINY = 1e-300
@@ -67,50 +79,92 @@ def lasso_refit(
     b : torch.Tensor of shape (1,)
         Zero without an intercept.
     """
-
-    total = A.shards.total
-
-    def fit(v: Tensor) -> tuple[Tensor, Tensor, float]:
-        F = A.fit(v)
-        b = torch.zeros_like(F[0])
-        if fit_intercept:
-            b = optimal_intercept(loss, F, Y, p, shards=A.shards)
-        value = float(total(loss.value(F + b, Y, p))) + alpha * float(v.abs().sum())
-        return F + b, b, value
-
-    v = start_weights
-    if not len(v):
-        return v, fit(v)[1]
-    F, b, value = fit(v)
-    for _ in range(MAX_NEWTON_STEPS):
-        G = loss.gradient(F, Y, p)
-        slopes = A.correlations(G)
-        scale = min(1.0, alpha / max(float(slopes.abs().amax()), 1e-300))
-        dual = -float(total(loss.conjugate(scale * G, Y, p)))
-        if value - dual <= tol * abs(value):
+    program = _Program(A, Y, p, loss, alpha, fit_intercept)
+    point, sweeps, last_gap = program.at(start_weights), FIRST_SWEEPS, float("inf")
+    for _ in range(MAX_NEWTON_STEPS if len(start_weights) else 0):
+        slopes, gap = program.slopes_and_gap(point)
+        if gap <= tol:
             break
-        H = _hessian(A, loss.hessian(F, Y, p)[:, 0, 0], fit_intercept)
-        old = v.cpu().numpy()[:, 0]
-        new = quadratic_lasso(H, H @ old - slopes.cpu().numpy()[:, 0], alpha, old)
-        newton = torch.as_tensor(new, device=v.device)[:, None]
-        for halving in range(30):
-            trial = v + (newton - v) * 0.5**halving
-            F_new, b_new, new_value = fit(trial)
-            if new_value < value:
+        # At the end values are equal up to rounding while the gap still falls.
+        new = _newton_step(program, point, slopes, closer=gap <= 0.5 * last_gap)
+        if new is None:
+            safe = descend_units(
+                A, Y, p, loss, alpha, fit_intercept, point.v, point.b, point.F, sweeps=sweeps
+            )
+            new = program.at(torch.as_tensor(safe.V[:, 0], device=point.v.device))
+            sweeps = min(2 * sweeps, MAX_SWEEPS)
+            if not new.value < point.value:
                 break
-        else:
-            break
-        v, F, b, value = trial, F_new, b_new, new_value
-    return v, b
+        point, last_gap = new, gap
+    return point.v, point.b
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Output weights v (m, 1) with the best intercept b (1,), the fit (n, 1), the objective."""
+
+    v: Tensor
+    b: Tensor
+    F: Tensor
+    value: float
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The data of one refit."""
+
+    A: Activations
+    Y: Tensor
+    p: Tensor
+    loss: Loss
+    alpha: float
+    fit_intercept: bool
+
+    def at(self, v: Tensor) -> _Point:
+        loss, Y, p, shards = self.loss, self.Y, self.p, self.A.shards
+        F = self.A.fit(v)
+        b = torch.zeros_like(F[0])
+        if self.fit_intercept:
+            b = optimal_intercept(loss, F, Y, p, shards=shards)
+        value = float(shards.total(loss.value(F + b, Y, p)))
+        return _Point(v, b, F + b, value + self.alpha * float(v.abs().sum()))
+
+    def slopes_and_gap(self, point: _Point) -> tuple[Tensor, float]:
+        """Return the gradient of the loss in v (m, 1), and the relative duality gap."""
+        G = self.loss.gradient(point.F, self.Y, self.p)
+        slopes = self.A.correlations(G)
+        scale = min(1.0, self.alpha / max(float(slopes.abs().amax()), 1e-300))
+        dual = -float(self.A.shards.total(self.loss.conjugate(scale * G, self.Y, self.p)))
+        return slopes, (point.value - dual) / max(abs(point.value), 1e-300)
+
+
+def _newton_step(
+    program: _Program, point: _Point, slopes: Tensor, *, closer: bool
+) -> _Point | None:
+    """Go towards the solution of the quadratic model until the value falls; None if it does not.
+
+    Where the last step brought the bound `closer`, a full step need only not raise the value.
+    """
+    weights = program.loss.hessian(point.F, program.Y, program.p)[:, 0, 0]
+    H = _hessian(program.A, weights, program.fit_intercept)
+    old = point.v.cpu().numpy()[:, 0]
+    new = quadratic_lasso(H, H @ old - slopes.cpu().numpy()[:, 0], program.alpha, old)
+    newton = torch.as_tensor(new, device=point.v.device)[:, None]
+    step = newton - point.v
+    for halving in range(MAX_HALVINGS):
+        # In full the step's exact zeros stay.
+        trial = program.at(point.v + step * 0.5**halving if halving else newton)
+        bound = point.value * (1.0 + ROUNDING) if closer and not halving else point.value
+        if trial.value < bound:
+            return trial
+    return None
 
 
 def _hessian(A: Activations, h: Tensor, centred: bool) -> np.ndarray:
     """Return ``A^T diag(h) A`` (m, m), with the intercept eliminated if `centred`."""
-    H = A.gram(h[:, None])[0]
-    if centred:
-        mean = A.means(h)
-        H = H - mean[:, None] * (mean / A.shards.total(h.sum()).clamp_min(1e-300))
-    return H.cpu().numpy()
+    if centred:  # the columns, not their products, which would cancel
+        A = A.centred(A.means(h) / A.shards.total(h.sum()).clamp_min(1e-300))
+    return A.gram(h[:, None])[0].cpu().numpy()
 
 
 def quadratic_lasso(H: np.ndarray, c: np.ndarray, alpha: float, start: np.ndarray) -> np.ndarray:
@@ -140,7 +194,7 @@ def quadratic_lasso(H: np.ndarray, c: np.ndarray, alpha: float, start: np.ndarra
         # A tenth of the support may enter at once while that leads anywhere.
         most = 1 + (np.count_nonzero(sign) // 10 if moved else 0)
         worst = np.argsort(-violation, kind="stable")[:most]
-        worst = worst[violation[worst] > 1e-9 * alpha]
+        worst = worst[violation[worst] > VIOLATION * alpha]
         if not len(worst):
             break
         sign[worst] = -np.sign(gradient[worst])
@@ -160,10 +214,14 @@ def _descend_active(
         active = np.flatnonzero(sign)
         if not len(active):
             return moved
-        system = H[np.ix_(active, active)]
+        block = H[np.ix_(active, active)]
+        system = block.copy()
         system[np.diag_indices(len(active))] += ridge
         factor = linalg.cho_factor(system, overwrite_a=True, check_finite=False)
-        target = linalg.cho_solve(factor, c[active] - alpha * sign[active], check_finite=False)
+        right = c[active] - alpha * sign[active]
+        target = linalg.cho_solve(factor, right, check_finite=False)
+        # The ridge is there for the factor, not for the solution.
+        target += linalg.cho_solve(factor, right - block @ target, check_finite=False)
         values, signs = v[active], sign[active]
         moved |= _walk(factor, target, values, signs)
         v[active], sign[active] = values, signs
@@ -224,11 +282,11 @@ def _independent(H: np.ndarray, v: np.ndarray) -> np.ndarray:
         active = np.flatnonzero(v)
         if len(active) < 2:
             return v
-        scale = 1.0 / np.sqrt(np.diag(H)[active])
+        diagonal = np.diag(H)[active]
+        scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         system = scale[:, None] * H[np.ix_(active, active)] * scale
-        pivots = np.diag(linalg.cholesky(system + RIDGE * np.eye(len(active)), check_finite=False))
-        if pivots.min() ** 2 > len(active) ** 2 * DEPENDENT:
-            return v  # far from dependent: spare the eigenvalue
+        if _far_from_dependent(system):
+            return v
         smallest, vector = linalg.eigh(system, subset_by_index=[0, 0], check_finite=False)
         if smallest[0] > DEPENDENT:
             return v
@@ -238,3 +296,13 @@ def _independent(H: np.ndarray, v: np.ndarray) -> np.ndarray:
         first = np.abs(ratios).argmin()
         v[active] -= ratios[first] * null
         v[active[first]] = 0.0
+
+
+def _far_from_dependent(system: np.ndarray) -> bool:
+    """Say whether pivots show that no eigenvalue is near zero, which spares computing it."""
+    try:
+        ridge = RIDGE * np.eye(len(system))
+        pivots = np.diag(linalg.cholesky(system + ridge, check_finite=False))
+    except linalg.LinAlgError:  # not even positive definite, by rounding
+        return False
+    return bool(pivots.min() ** 2 > len(system) ** 2 * DEPENDENT)

@@ -29,10 +29,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
+from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._pooling import columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._units._activations import Activations
+from sklearn_convexbn.solvers._block_descent import row_hessians
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
@@ -187,17 +188,8 @@ def _best_shift(program: _Program, F: Tensor) -> Tensor:
 
 
 def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
-    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``.
-
-    This is `Loss.hessian` without its n C^2 numbers.
-    """
-    p = program.p.unsqueeze(1)
-    if program.loss.name == "softmax":
-        probabilities = softmax(F)
-        return p * probabilities, p.sqrt() * probabilities
-    if program.loss.name == "squared":
-        return p.expand_as(F), torch.zeros_like(F)
-    return program.loss.hessian(F, program.Y, program.p)[:, :, 0], torch.zeros_like(F)
+    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``."""
+    return row_hessians(program.loss, F, program.Y, program.p)
 
 
 def _summed_inverse(D: Tensor, U: Tensor, shards: Shards = ALL_HERE) -> Tensor:
