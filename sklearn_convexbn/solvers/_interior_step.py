@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sklearn_convexbn._losses import SquaredLoss
 from sklearn_convexbn.solvers._arrangement_program import (
     BlockSystem,
     Program,
@@ -21,6 +22,11 @@ from sklearn_convexbn.solvers._arrangement_program import (
     rows_are_cheaper,
 )
 from sklearn_convexbn.solvers._cones import Scaling, cone_divide, cone_step, nesterov_todd
+
+
+#: A step may err in the gradient, per unit of its length, by this part of the dual residual or of
+#: alpha; else it is halved, at most so many times.
+TRUST, ACCURACY, MAX_HALVINGS = 0.5, 1.0, 15
 
 
 @dataclass
@@ -170,6 +176,32 @@ class Step:
             cone.sum() + torch.dot(v, mu) + length * cross + length**2 * torch.dot(dv, dmu)
         )
 
+    def within_curvature(self, length: float) -> float:
+        """Halve a step until the gradient of the loss is about what its linearisation says.
+
+        A fixed curvature needs no such care. Elsewhere steps that are too long make the dual
+        residual grow, and the iterates with it. What a full step would leave is judged relative to
+        the residual and to the complementarity that are there.
+        """
+        program, point = self.program, self.point
+        if isinstance(program.loss, SquaredLoss):
+            return length
+        direction = program.fit(self.ds)
+        fit = program.fit(point.s) + point.b
+        if program.fit_intercept:
+            direction = direction + self.db
+        gradient = program.loss.gradient(fit, program.Y, program.p)
+        change = self.hessian * direction
+        here = float(self.dual_residual.norm(dim=-1).max())
+        allowed = max(TRUST * here, ACCURACY * program.alpha)
+        for _ in range(MAX_HALVINGS):
+            moved = program.loss.gradient(fit + length * direction, program.Y, program.p)
+            error = program.correlations(moved - gradient - length * change)[0]
+            if float(error.norm(dim=-1).max()) <= allowed * length:
+                break
+            length *= 0.5
+        return length
+
     def take(self, length: float) -> None:
         """Move the point along the direction, in place."""
         point, work = self.point, self.work
@@ -237,7 +269,7 @@ def newton_step(program: Program, point: Point, work: Workspace, *, reach: float
     u0 = tau - (x0 * y0 + (x * y).sum(-1)) - (l0 * l0 + (l * l).sum(-1))
     u = -(x0[..., None] * y + y0[..., None] * x) - 2 * l0[..., None] * l
     step.solve(*scaling.invert(*cone_divide(l0, l, u0, u)), target=work.target, refine=1)
-    length = min(1.0, reach * step.length())
+    length = step.within_curvature(min(1.0, reach * step.length()))
     point.stalled = not length > 1e-6  # true for NaN too
     if not point.stalled:
         step.take(length)

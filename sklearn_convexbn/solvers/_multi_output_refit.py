@@ -33,13 +33,16 @@ from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._pooling import columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._units._activations import Activations
-from sklearn_convexbn.solvers._block_descent import row_hessians
+from sklearn_convexbn.solvers._block_descent import descend_units, row_hessians
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
+
+#: Sweeps of block coordinate descent where both steps fail; twice as many every time.
+FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
 
 #: Scales that are smaller in proportion to the largest count as zero.
 SMALLEST_SCALE = 1e-13
@@ -140,7 +143,7 @@ def multi_output_refit(
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
     # Targets that are fitted exactly have the optimum zero, up to rounding.
     floor = max(1e-12 * float(program.total(loss.value(torch.zeros_like(Y), Y, p))), 1e-300)
-    bound, slow = best.dual, 0
+    bound, slow, sweeps = best.dual, 0, FIRST_SWEEPS
     for _ in range(MAX_ROUNDS):
         old, old_bound = best.value, bound
         for step in (_proximal_step, _newton_step):
@@ -153,8 +156,20 @@ def multi_output_refit(
         closer = old - bound < 0.9 * (old - old_bound)
         slow = 0 if closer or best.value < old * (1.0 - 1e-13) else slow + 1
         if slow > 1:
-            break
+            new = _safe_steps(program, best, sweeps)
+            if not new.value < best.value:
+                break
+            bound, best, slow = max(bound, new.dual), new, 0
+            sweeps = min(2 * sweeps, MAX_SWEEPS)
     return best.V, best.b - centre @ best.V
+
+
+def _safe_steps(program: _Program, point: _Point, sweeps: int) -> _Point:
+    """Go on by block coordinate descent, one neuron at a time."""
+    data = (program.A, program.Y, program.p, program.loss, program.alpha, program.fit_intercept)
+    found = descend_units(*data, point.V, point.b, point.F, sweeps=sweeps)
+    V, b = (torch.as_tensor(a, device=point.V.device) for a in (found.V, found.b))
+    return _evaluate(program, V.reshape(point.V.shape), b)
 
 
 def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:

@@ -1,0 +1,89 @@
+"""No solver stalls: random small programs, degenerate on purpose, are all solved to 1e-6.
+
+CONVEXBN_PROGRAMS is the number of programs of each kind; the suite has fewer.
+"""
+
+import os
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+from sklearn_convexbn.solvers import FISTA
+from tests.helpers import solve
+from tests.small_programs import KINDS, random_problem, random_refit, solved_gap
+
+TOL = 1e-6
+
+#: Programs of each kind in the suite.
+COUNTS = {
+    "gated, newton": 100,
+    "gated, fista": 10,
+    "relu list": 60,
+    "lasso": 60,
+    "several outputs": 40,
+}
+COUNT = int(os.environ.get("CONVEXBN_PROGRAMS", "0"))
+BLOCK = 20
+
+#: Programs on which a solver stopped above 1e-6 before it had a safe method to go on with.
+STALLED = {
+    "gated, newton": [15, 51, 125, 177],
+    "relu list": [25, 161, 182],
+    "lasso": [32, 156, 192],
+    "several outputs": [80, 96, 127],
+}
+
+
+def blocks():
+    for kind in KINDS:
+        seeds = range(COUNT or COUNTS[kind])
+        for first in seeds[::BLOCK]:
+            yield pytest.param(kind, seeds[first : first + BLOCK], id=f"{kind}, from {first}")
+        if kind in STALLED:
+            yield pytest.param(kind, STALLED[kind], id=f"{kind}, stalled once")
+
+
+@pytest.mark.parametrize(("kind", "seeds"), list(blocks()))
+def test_every_small_program_is_solved(kind, seeds):
+    gaps = {seed: solved_gap(seed, kind, TOL)[1] for seed in seeds}
+    assert {seed: gap for seed, gap in gaps.items() if not 0.0 <= gap <= TOL} == {}
+
+
+def tame(kind, draw, count):
+    """Return the first programs of a kind whose weights are within three orders of magnitude."""
+    programs = (draw(seed, kind) for seed in range(100))
+    return [program for program in programs if program.p.min() > 1e-3 * program.p.max()][:count]
+
+
+@pytest.mark.parametrize("kind", ["gated, newton", "gated, fista", "relu list"])
+def test_optimum_of_cvxpy(kind):
+    for problem in tame(kind, random_problem, 5):
+        method = "fista" if kind == "gated, fista" else "auto"
+        value = solve(problem, FISTA(method=method), tol=TOL, max_iter=1000).certificate.primal
+        reference = solve(problem, "cvxpy", tol=1e-5).certificate
+        assert reference.dual * (1 - 1e-9) <= value
+        assert value == pytest.approx(reference.primal, rel=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["lasso", "several outputs"])
+def test_optimum_of_a_refit_in_cvxpy(kind):
+    for refit in tame(kind, random_refit, 5):
+        V, b = cp.Variable(refit.start.shape), cp.Variable((1, refit.Y.shape[1]))
+        F, size = refit.A @ V + np.ones((len(refit.Y), 1)) @ b, refit.cells
+        if refit.loss == "squared":
+            rows = cp.sum(cp.square(F - refit.Y), axis=1) / 2
+        elif refit.loss == "logistic":
+            rows = (cp.logistic(F) - cp.multiply(refit.Y, F))[:, 0]
+        else:
+            rows = cp.log_sum_exp(F, axis=1) - cp.sum(cp.multiply(refit.Y, F), axis=1)
+        units = range(0, V.shape[0], size)
+        mass = sum(cp.norm(cp.vec(V[j : j + size], order="C")) for j in units)
+        n = len(refit.Y)  # Clarabel's tolerances are partly absolute
+        program = cp.Problem(
+            cp.Minimize(n * (refit.p @ rows + refit.alpha * mass)),
+            [] if refit.fit_intercept else [b == 0],
+        )
+        tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-10)
+        program.solve(solver="CLARABEL", **tight)
+        assert refit.value(*refit.solved(TOL)) == pytest.approx(program.value / n, rel=2e-6)
