@@ -137,7 +137,8 @@ def _group_step(groups: Groups, g: int, point: BlockPoint) -> BlockPoint:
     bound = np.repeat(groups.loss.curvature * X.shape[1] * sizes, V.shape[1])
     here = groups.mean_loss(point.F) + groups.alpha * float(np.linalg.norm(V))
     for damping in DAMPINGS:
-        dV, db = _model_step(H + np.diag(damping * bound), gradient, V, groups.alpha)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            dV, db = _model_step(H + np.diag(damping * bound), gradient, V, groups.alpha)
         if not (np.isfinite(dV).all() and np.isfinite(db).all()):
             continue
         dF = A @ dV + db
@@ -202,7 +203,9 @@ def shrunken(H: np.ndarray, r: np.ndarray, alpha: float) -> np.ndarray:
         return float(np.linalg.norm(rho / (t * e + alpha))) - 1.0
 
     low, high = 0.999 * (size - alpha) / e[-1], 1.001 * (size - alpha) / e[0]
-    t = optimize.brentq(excess, low, high, xtol=1e-300, rtol=1e-14) if high < np.inf else high
+    if not (high < np.inf and excess(low) > 0.0 > excess(high)):
+        return np.full_like(r, np.nan)  # beyond the range of floats
+    t = optimize.brentq(excess, low, high, xtol=1e-300, rtol=1e-14)
     return Q @ (rho * t / (t * e + alpha))
 
 

@@ -44,7 +44,6 @@ from sklearn_convexbn.solvers._factors import (
 )
 from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
 
-
 #: Sweeps of block coordinate descent where Newton's method has stopped; twice as many every time.
 FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
 

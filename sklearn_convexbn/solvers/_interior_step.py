@@ -23,7 +23,6 @@ from sklearn_convexbn.solvers._arrangement_program import (
 )
 from sklearn_convexbn.solvers._cones import Scaling, cone_divide, cone_step, nesterov_todd
 
-
 #: A step may err in the gradient, per unit of its length, by this part of the dual residual or of
 #: alpha; else it is halved, at most so many times.
 TRUST, ACCURACY, MAX_HALVINGS = 0.5, 1.0, 15

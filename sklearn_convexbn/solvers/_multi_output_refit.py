@@ -41,7 +41,9 @@ from sklearn_convexbn.solvers._group_ridge import safe_cholesky
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
 
-#: Sweeps of block coordinate descent where both steps fail; twice as many every time.
+#: Rounds in a row that leave most of the gap before block coordinate descent takes a turn, and
+#: its sweeps then and where both steps fail; twice as many every time.
+CREEPING_ROUNDS = 4
 FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
 
 #: Scales that are smaller in proportion to the largest count as zero.
@@ -143,7 +145,7 @@ def multi_output_refit(
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
     # Targets that are fitted exactly have the optimum zero, up to rounding.
     floor = max(1e-12 * float(program.total(loss.value(torch.zeros_like(Y), Y, p))), 1e-300)
-    bound, slow, sweeps = best.dual, 0, FIRST_SWEEPS
+    bound, slow, creeping, sweeps = best.dual, 0, 0, FIRST_SWEEPS
     for _ in range(MAX_ROUNDS):
         old, old_bound = best.value, bound
         for step in (_proximal_step, _newton_step):
@@ -153,13 +155,17 @@ def multi_output_refit(
             new = step(program, best, gap, tol)
             bound = max(bound, new.dual)
             best = new if new.value <= best.value * ROUNDING else best
+        # Losses are positive, so that zero is a bound too.
+        before, left = old - max(old_bound, 0.0), best.value - max(bound, 0.0)
+        creeping = creeping + 1 if left > 0.9 * before else 0
         closer = old - bound < 0.9 * (old - old_bound)
         slow = 0 if closer or best.value < old * (1.0 - 1e-13) else slow + 1
-        if slow > 1:
+        if slow > 1 or creeping >= CREEPING_ROUNDS:
             new = _safe_steps(program, best, sweeps)
-            if not new.value < best.value:
+            if slow > 1 and not new.value < best.value:
                 break
-            bound, best, slow = max(bound, new.dual), new, 0
+            best = new if new.value < best.value else best
+            bound, slow, creeping = max(bound, new.dual), 0, 0
             sweeps = min(2 * sweeps, MAX_SWEEPS)
     return best.V, best.b - centre @ best.V
 
