@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: Damping of a group's model, as parts of the diagonal of the bound, and the step lengths tried.
 DAMPINGS, LENGTHS = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0), (1.0, 0.25)
 
+#: Steps of which an entry, or a change of the fit, is larger are not tried.
+LONGEST = 1e100
+
 #: Smallest eigenvalue of a group's model, relative to the largest.
 SMALLEST_CURVATURE = 1e-14
 
@@ -137,11 +140,12 @@ def _group_step(groups: Groups, g: int, point: BlockPoint) -> BlockPoint:
     bound = np.repeat(groups.loss.curvature * X.shape[1] * sizes, V.shape[1])
     here = groups.mean_loss(point.F) + groups.alpha * float(np.linalg.norm(V))
     for damping in DAMPINGS:
+        # Where curvature has underflowed undamped steps may leave the range of floats.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             dV, db = _model_step(H + np.diag(damping * bound), gradient, V, groups.alpha)
-        if not (np.isfinite(dV).all() and np.isfinite(db).all()):
+            dF = A @ dV + db
+        if not float(abs(dF).max()) + float(abs(dV).max()) < LONGEST:
             continue
-        dF = A @ dV + db
         for length in LENGTHS:
             F, new = point.F + length * dF, V + length * dV
             change = groups.mean_loss(F) + groups.alpha * float(np.linalg.norm(new)) - here
