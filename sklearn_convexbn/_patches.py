@@ -207,7 +207,7 @@ def images_as_rows(patches: Patches | None, X: Any) -> tuple[Any, PatchGrid | No
     given = patches.image_shape
     image_shape = None if given is None else _checked_image_shape(given)
     X, shape = _with_shape(X)
-    if len(shape) not in (2, 3, 4):
+    if len(shape) not in (2, 3, 4) or 0 in shape:
         return X, None
     if image_shape is None:
         height, width, channels = {2: (1, *shape[1:], 1), 3: (*shape[1:], 1), 4: shape[1:]}[

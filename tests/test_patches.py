@@ -37,7 +37,7 @@ def digits():
     return X[:150], y[:150]
 
 
-def pooled(grid, cells):
+def pooling_of(grid, cells):
     """Return the pooling of a grid of patches to cells x cells."""
     return patch_grid(Patches(size=1, pooling=cells), (*grid, 1)).pooling
 
@@ -114,7 +114,7 @@ def test_normalized_patches_have_mean_zero_and_do_not_depend_on_contrast():
 
 @pytest.mark.parametrize(("grid", "cells"), [((4, 6), 2), ((5, 7), 3), ((3, 3), 1), ((2, 2), 2)])
 def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
-    pooling = pooled(grid, cells)
+    pooling = pooling_of(grid, cells)
     H = np.random.default_rng(0).normal(size=(3 * grid[0] * grid[1], 5))
     maps = torch.as_tensor(H).reshape(3, *grid, 5).permute(0, 3, 1, 2)
     strides = [n // cells for n in grid]
@@ -124,7 +124,7 @@ def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
     np.testing.assert_allclose(pooling.weights.sum(axis=0), 1.0)
 
 
-@pytest.mark.parametrize("pooling", [IDENTITY, pooled((3, 4), 2), pooled((2, 2), 1)])
+@pytest.mark.parametrize("pooling", [IDENTITY, pooling_of((3, 4), 2), pooling_of((2, 2), 1)])
 def test_spread_is_the_adjoint_of_pool(pooling):
     rng = np.random.default_rng(0)
     H = rng.normal(size=(5 * pooling.n_patches, 3))
@@ -139,7 +139,7 @@ def test_spread_is_the_adjoint_of_pool(pooling):
 
 def layers(cells, C, seed=0):
     """Return a pooled layer, the dense layer on its patches, a dual point on both, directions."""
-    rng, pooling = np.random.default_rng(seed), pooled((3, 3), cells)
+    rng, pooling = np.random.default_rng(seed), pooling_of((3, 3), cells)
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     Lambda = torch.as_tensor(rng.normal(size=(11, C)))
     spread = pooling.of_rows(Lambda, torch.arange(11 * 9))
@@ -159,7 +159,7 @@ def test_correlations_and_ascent_are_those_of_a_dense_layer_on_patches(cells, C,
 @pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("squared", 2), ("softmax", 3)])
 @pytest.mark.parametrize("cells", [1, 2])
 def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cells):
-    rng, pooling = np.random.default_rng(0), pooled((3, 3), cells)
+    rng, pooling = np.random.default_rng(0), pooling_of((3, 3), cells)
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
     Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
@@ -409,9 +409,11 @@ def test_bad_parameters_are_refused_before_work(parameters, message, digits):
     ],
 )
 def test_what_does_not_go_with_patches_is_refused_with_a_remedy(parameters, message, digits):
+    X, y = digits
     model = ConvexBNClassifier(**{"patches": Patches((8, 8), size=4), **parameters})
     with pytest.raises(ValueError, match=message):
-        model.fit(*digits)
+        model.fit(X, y % 2)
+    assert not hasattr(model, "coefs_")
 
 
 def test_images_of_another_shape_are_refused(digits):
