@@ -319,7 +319,7 @@ class Problem:
         q : ndarray of shape (k,)
             Unit vector that attains at least `largest`; zero for an empty network.
         """
-        Lambda = self.pooling.on_rows(Lambda)
+        Lambda = self.pooling.on_rows(Lambda)  # that of units on patches
         H = self.Z @ neurons.directions.T
         outputs = neurons.weights / np.linalg.norm(neurons.weights, axis=1, keepdims=True)
         active = H >= 0
@@ -442,7 +442,7 @@ class Problem:
         if self.activation != "gated_relu":
             return float(self.correlations(Lambda, neurons.directions.T).max())
         H = np.where(self.patterns[:, neurons.gates], self.Z @ neurons.directions.T, 0.0)
-        return float(np.linalg.norm(Lambda.T @ H, axis=0).max())
+        return float(np.linalg.norm(self.pooling.on_rows(Lambda).T @ H, axis=0).max())
 
     def _largest_correlation(self, Lambda: np.ndarray) -> float:
         if self.gates is None:

@@ -1,5 +1,8 @@
 """Convolutional networks: patches, pooling, the estimators and their certificates."""
 
+from dataclasses import replace
+
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -7,13 +10,17 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
 
 from sklearn_convexbn import (
     ConvexBNClassifier,
+    ConvexBNClassifierCV,
     ConvexBNRegressor,
     ConvexBNTransformer,
     Patches,
+    alpha_max,
     certify,
+    convexbn_path,
 )
 from sklearn_convexbn._arrangements import random_directions
 from sklearn_convexbn._losses import LOSSES
@@ -452,8 +459,132 @@ def test_transformer_gives_pooled_activations(digits):
     np.testing.assert_array_equal(layer.transform(X.reshape(-1, 8, 8)), H)
 
 
-def test_certify_refuses_convolutional_networks(digits):
+# ------------------------------------------------- what comes with patches besides estimators
+
+
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_certify_agrees_with_the_fit_for_our_network_and_for_its_torch_form(pooling, digits):
+    X, y = digits[0][:100], digits[1][:100] % 3
+    patches = Patches((8, 8), size=4, stride=2, pooling=pooling)
+    model = ConvexBNClassifier(0.05, patches=patches, tol=1e-2, random_state=0).fit(X, y)
+    arguments = {"alpha": 0.05, "n_starts": 2000, "random_state": 0}
+    own = certify(model, X, y, **arguments)
+    assert own.objective == pytest.approx(model.objective_, rel=1e-9)
+    assert own.gap <= 0.02  # the search is another one than that of the fit
+    maps = X.reshape(-1, 1, 8, 8)
+    for fold in (False, True):
+        other = certify(model.to_torch(fold=fold), maps, y, **arguments)
+        assert other.objective == pytest.approx(model.objective_, rel=1e-9)
+        assert other.lower_bound == pytest.approx(own.lower_bound, rel=1e-6)
+    assert own.direction.weights.shape == (16,)
+    assert own.direction.output.shape == (3 * pooling**2,)
+
+
+def test_certify_finds_what_a_convolutional_network_lacks(digits):
     X, y = digits[0][:100], digits[1][:100] % 2
-    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
-    with pytest.raises((TypeError, ValueError), match="patches"):
-        certify(model.fit(X, y), X, y, alpha=0.1)
+    patches = Patches((8, 8), size=4, stride=2)
+    model = ConvexBNClassifier(0.05, patches=patches, random_state=0).fit(X, y)
+    network = model.to_torch()
+    with torch.no_grad():
+        network[-1].weight *= 0.5
+    far = certify(network, X.reshape(-1, 1, 8, 8), y, alpha=0.05, random_state=0)
+    assert far.objective > model.objective_ * 1.01
+    assert far.lower_bound <= model.objective_
+    assert far.gap >= (far.objective - model.objective_) / far.objective
+    with pytest.raises(ValueError, match=r"channels, height, width"):
+        certify(network, X, y, alpha=0.05)
+    with pytest.raises(ValueError, match="do not fit images"):
+        certify(network, np.ones((100, 2, 8, 8)), y, alpha=0.05)
+    network[0].padding = (1, 1)
+    with pytest.raises(ValueError, match="default padding"):
+        certify(network, X.reshape(-1, 1, 8, 8), y, alpha=0.05)
+
+
+def test_path_and_alpha_max_of_images(digits):
+    X, y = digits[0][:80].reshape(-1, 8, 8), digits[1][:80] % 2
+    settings = {"patches": Patches(size=4, stride=2), "random_state": 0}
+    top = alpha_max(X, y, **settings)
+    assert ConvexBNClassifier(1.001 * top, **settings).fit(X, y).n_neurons_ == 0
+    assert ConvexBNClassifier(0.8 * top, **settings).fit(X, y).n_neurons_ > 0
+    alphas, networks, gaps = convexbn_path(X, y, alphas=[0.5 * top, 0.1 * top], **settings)
+    model = ConvexBNClassifier(0.1 * top, **settings).fit(X, y)
+    assert (gaps <= 0.01).all()
+    F = networks[1].forward(X)
+    p = 1.0 / (1.0 + np.exp(-F[:, 0]))
+    mass = np.linalg.norm(networks[1].coefs[1].reshape(len(networks[1].intercepts[0]), -1), axis=1)
+    objective = log_loss(y, p) + alphas[1] * (mass**2).sum()
+    assert objective == pytest.approx(model.objective_, rel=0.02)
+
+
+def test_cross_validation_and_grid_search_of_images(digits):
+    X, y = digits[0][:100], digits[1][:100] % 2
+    patches = Patches((8, 8), size=4, stride=4)
+    search = ConvexBNClassifierCV(alphas=[0.1, 0.01], patches=patches, cv=2, random_state=0)
+    search.fit(X, y)
+    assert search.score(X, y) > 0.9
+    plain = ConvexBNClassifier(search.alpha_, patches=patches, random_state=0).fit(X, y)
+    assert search.objective_ == pytest.approx(plain.objective_, rel=0.011)
+    grid = GridSearchCV(plain, {"patches__stride": [2, 4]}, cv=2).fit(X, y)
+    assert grid.best_estimator_.patches.stride == grid.best_params_["patches__stride"]
+
+
+@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("softmax", 3)])
+def test_gated_program_of_pooled_units_has_the_optimum_of_an_independent_program(loss, C):
+    """Blocks (k, G C) behind each gate, written out by CVXPY."""
+    problem, whitening = conv_problem(loss, C, n=12)
+    gates = random_directions(whitening, 3, np.random.RandomState(0))
+    problem = replace(problem, activation="gated_relu", gates=gates)
+    result = solve(problem, "fista", tol=1e-6)
+    assert result.certificate.gap <= 1e-6
+    W, n = problem.pooling.weights, 12
+    A = [(problem.Z * (problem.Z @ g >= 0)[:, None]).reshape(n, 9, 5) for g in gates.T]
+    blocks, b = [cp.Variable((5, 4 * C)) for _ in A], cp.Variable((1, C))
+    fit = (
+        sum(
+            np.einsum("nkd,k->nd", a, W[:, g]) @ S[:, g * C : (g + 1) * C]
+            for a, S in zip(A, blocks, strict=True)
+            for g in range(4)
+        )
+        + np.ones((n, 1)) @ b
+    )
+    if loss == "squared":
+        mean = 0.5 * cp.sum_squares(fit - problem.Y) / n
+    else:
+        mean = cp.sum(cp.log_sum_exp(fit, axis=1) - cp.sum(cp.multiply(problem.Y, fit), axis=1)) / n
+    program = cp.Problem(cp.Minimize(mean + problem.alpha * sum(cp.normNuc(S) for S in blocks)))
+    program.solve(
+        solver="CLARABEL" if loss == "squared" else "SCS",
+        **({} if loss == "squared" else {"eps": 1e-8, "max_iters": 100_000}),
+    )
+    assert result.certificate.primal == pytest.approx(program.value, rel=1e-5)
+
+
+def test_gated_network_of_images_predicts_and_is_proven(digits):
+    X, y = digits[0][:100], digits[1][:100] % 3
+    patches = Patches((8, 8), size=4, stride=2)
+    model = ConvexBNClassifier(
+        0.02, patches=patches, activation="gated_relu", n_gates=20, random_state=0
+    ).fit(X, y)
+    assert model.certificate_.kind == "exact"
+    assert model.dual_gap_ <= 0.01
+    assert model.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["regression", "two classes", "three classes"])
+def test_closed_form_of_few_images_with_large_patches(kind):
+    """All patches independent: the pursuit, which knows no closed form, gets no lower."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(9, 10, 10))
+    classes = {"two classes": 2, "three classes": 3}
+    y = rng.normal(size=9) if kind == "regression" else np.arange(9) % classes[kind]
+    estimator = ConvexBNRegressor if kind == "regression" else ConvexBNClassifier
+    patches = Patches(size=9, pooling=1)
+    exact = estimator(0.02, patches=patches, solver="closed_form").fit(X, y)
+    assert exact.certificate_.kind == "exact"
+    assert exact.dual_gap_ <= 1e-8
+    searched = estimator(0.02, patches=patches, solver="pursuit", tol=1e-3, random_state=0).fit(
+        X, y
+    )
+    assert searched.objective_ >= exact.objective_ * (1 - 1e-9)
+    assert searched.objective_ == pytest.approx(exact.objective_, rel=2e-3)
+    assert estimator(0.02, patches=patches).fit(X, y).solver_.name == "closed_form"
