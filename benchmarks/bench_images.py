@@ -29,12 +29,12 @@ from _suite.data import load_images
 from _suite.networks import Architecture, Moments, evaluate, training
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNConvClassifier
+from sklearn_convexbn import ConvexBNClassifier, Patches
 
 #: Parameters of the fits, then Adam's epochs.
 PROBLEMS: dict[str, tuple[dict[str, Any], int]] = {
     "cifar10": (
-        {"patch_size": 6, "stride": 2, "pooling": 2}
+        {"size": 6, "stride": 2, "pooling": 2}
         | {"n_components": 40, "alpha": 1e-3, "tol": 0.1, "max_iter": 7},
         40,
     ),
@@ -48,8 +48,10 @@ def ours(name: str, parameters: dict[str, Any], data: Any) -> dict[str, Any]:
     """Fit the estimator."""
     X, y, X_test, y_test = (A.reshape(len(A), -1) if A.ndim > 1 else A for A in data)
     model: Any = ConvexBNClassifier(random_state=0, verbose=1)
-    if "patch_size" in parameters:
-        model = ConvexBNConvClassifier(data[0].shape[1:], random_state=0, verbose=1)
+    parameters = dict(parameters)
+    if "size" in parameters:
+        cut = {key: parameters.pop(key) for key in ("size", "stride", "pooling")}
+        model.set_params(patches=Patches(data[0].shape[1:], **cut))
     model.set_params(**parameters)
     begin = time.process_time()
     model.fit(X, y)
@@ -65,9 +67,8 @@ def adam(
 ) -> dict[str, Any]:
     """Train the same architecture by Adam."""
     torch.manual_seed(0)
-    shape = {
-        key: parameters[key] for key in ("patch_size", "stride", "pooling") if key in parameters
-    }
+    names = {"patch_size": "size", "stride": "stride", "pooling": "pooling"}
+    shape = {key: parameters[name] for key, name in names.items() if name in parameters}
     architecture = Architecture(data[0].shape[1:], **shape)
     images, test_images = (architecture.tensor(X) for X in data[::2])
     y, y_test = (torch.as_tensor(labels) for labels in data[1::2])

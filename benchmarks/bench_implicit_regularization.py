@@ -44,7 +44,7 @@ from _suite.data import load_images
 from _suite.networks import Architecture, Moments, evaluate, training
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNConvClassifier
+from sklearn_convexbn import ConvexBNClassifier, Patches
 
 HERE = Path(__file__).resolve().parent
 SETS = ("mnist", "fashion_mnist", "cifar10")
@@ -148,8 +148,8 @@ def by_convex_form(problem: Problem, cell: Cell, options: argparse.Namespace) ->
     model: Any = ConvexBNClassifier(**parameters)
     if problem.architecture.patch_size is not None:
         a = problem.architecture
-        shape = {"patch_size": a.patch_size, "stride": a.stride, "pooling": a.pooling}
-        model = ConvexBNConvClassifier(a.image_shape, **shape, **parameters)
+        patches = Patches(a.image_shape, size=a.patch_size, stride=a.stride, pooling=a.pooling)
+        model = ConvexBNClassifier(patches=patches, **parameters)
     # The values the networks see: batch normalization at eps would feel another scale.
     rows = X.reshape(len(X), -1) / 255 - 0.5
     begin = time.process_time()

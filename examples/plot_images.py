@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sklearn_convexbn import ConvexBNConvClassifier
+from sklearn_convexbn import ConvexBNClassifier, Patches
 
 
 def read_idx(path):
@@ -82,14 +82,9 @@ X, X_test, y, y_test = train_test_split(
     X[:2000], y[:2000], train_size=400, stratify=y[:2000], random_state=0
 )
 side = X.shape[1]
-model = ConvexBNConvClassifier(
-    X.shape[1:],
-    patch_size=3 if side == 8 else 6,
-    stride=1 if side == 8 else 4,
-    n_components=0.95,
-    alpha=0.01,
-    tol=0.1,
-    random_state=0,
+patches = Patches(size=3, stride=1) if side == 8 else Patches(size=6, stride=4)
+model = ConvexBNClassifier(
+    alpha=0.01, patches=patches, n_components=0.95, tol=0.1, random_state=0
 ).fit(X, y)
 accuracy = model.score(X_test, y_test)
 print(f"{name}: {model.n_neurons_} units, {100 * accuracy:.1f} % of the test images")

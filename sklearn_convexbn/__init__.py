@@ -7,7 +7,6 @@ of networks trained elsewhere.
 """
 
 from sklearn_convexbn._certify import certify
-from sklearn_convexbn._convolution import ConvexBNConvClassifier, ConvexBNConvRegressor
 from sklearn_convexbn._displays import (
     ConvergenceDisplay,
     RegularizationPathDisplay,
@@ -16,6 +15,7 @@ from sklearn_convexbn._displays import (
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn._heads import replace_head
 from sklearn_convexbn._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
+from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._path import alpha_max, convexbn_path
 from sklearn_convexbn._sharding import row_shards
 from sklearn_convexbn._transformer import ConvexBNTransformer
@@ -26,11 +26,10 @@ __all__ = [
     "ConvergenceDisplay",
     "ConvexBNClassifier",
     "ConvexBNClassifierCV",
-    "ConvexBNConvClassifier",
-    "ConvexBNConvRegressor",
     "ConvexBNRegressor",
     "ConvexBNRegressorCV",
     "ConvexBNTransformer",
+    "Patches",
     "RegularizationPathDisplay",
     "SpectrumDisplay",
     "__version__",

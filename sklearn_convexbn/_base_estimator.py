@@ -17,8 +17,14 @@ from sklearn_convexbn._arrays import Array
 from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
 from sklearn_convexbn._encoding import TrainingData
-from sklearn_convexbn._network import Network, forward, to_torch
-from sklearn_convexbn._patches import Patches
+from sklearn_convexbn._network import Network, convolution_to_torch, forward, to_torch
+from sklearn_convexbn._patches import (
+    Patches,
+    PatchGrid,
+    flattened,
+    images_as_rows,
+    patch_grid,
+)
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
@@ -51,6 +57,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         n_components: int | float | None = None,
         shrinkage: float | str = 0.0,
         activation: str = "relu",
+        patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
@@ -65,6 +72,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         self.n_components = n_components
         self.shrinkage = shrinkage
         self.activation = activation
+        self.patches = patches
         self.solver = solver
         self.n_gates = n_gates
         self.fit_intercept = fit_intercept
@@ -78,6 +86,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.three_d_array = self.patches is not None
         return tags
 
     @abstractmethod
@@ -89,6 +98,15 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
     ) -> TrainingData:
         """Return validated data as canonical rows with encoded targets."""
+
+    def _training_data(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
+        """Return validated data encoded, rows that are images cut into patches."""
+        data = self._encode(X, y, sample_weight, shards)
+        if self._image_shape is None or self.patches is None:
+            return data
+        return data.cut(patch_grid(self.patches, self._image_shape))
 
     def _validated_together(
         self, X: Any, y: Any, sample_weight: Any, shards: Shards
@@ -152,13 +170,18 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
             self._cut(),
         )
 
-    def _cut(self) -> Patches | None:
+    def _cut(self) -> PatchGrid | None:
         """Return how rows are cut into patches, None for dense networks."""
-        return None
+        return PatchGrid(**self.patches_) if hasattr(self, "patches_") else None
 
     def _flattened(self, X: Any, *, reset: bool) -> Any:
         """Return images as rows; `reset` in a fit. Rows of dense networks stay as they are."""
-        return X
+        if reset:
+            X, grid = images_as_rows(self.patches, X)
+            self._image_shape = None if grid is None else grid.image_shape
+            return X
+        grid = self._cut()
+        return X if grid is None else flattened(X, grid.image_shape)
 
     def _set_fitted(self, attributes: dict[str, Any]) -> None:
         """Publish a fit."""
@@ -191,12 +214,15 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         -------
         torch.nn.Sequential
             (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. For a
-            classifier the output is the argument of the softmax (or sigmoid).
+            classifier the output is the argument of the softmax (or sigmoid). With `patches`
+            (Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten, Linear), without BatchNorm2d when
+            folded, of images (n_samples, channels, height, width), as torch has them.
 
         Raises
         ------
         ValueError
-            For ``activation="gated_relu"``, whose gates no Sequential of these layers has.
+            For ``activation="gated_relu"``, whose gates no Sequential of these layers has, or
+            patches that are normalized, for the same reason.
         """
         check_is_fitted(self)
         if hasattr(self, "gates_"):
@@ -204,7 +230,17 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
                 "to_torch needs activation='relu': the gates of activation='gated_relu' do not "
                 "depend on the hidden layer, so no Sequential of Linear and ReLU has them."
             )
-        return to_torch(self.coefs_, self.intercepts_, self.batch_norm_, fold=fold)
+        grid = self._cut()
+        if grid is None:
+            return to_torch(self.coefs_, self.intercepts_, self.batch_norm_, fold=fold)
+        if grid.contrast is not None:
+            raise ValueError(
+                "to_torch needs Patches(normalize=False): no Sequential of Conv2d, BatchNorm2d, "
+                "ReLU, AvgPool2d and Linear normalizes patches."
+            )
+        return convolution_to_torch(
+            self.coefs_, self.intercepts_, self.batch_norm_, grid, fold=fold
+        )
 
 
 def fitted_attributes(trained: Trained, alpha: float, scale: float) -> dict[str, Any]:

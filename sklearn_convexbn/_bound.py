@@ -68,15 +68,15 @@ def correlation_bound(problem: Problem, Lambda: np.ndarray) -> float:
     ``(Z q)_+`` can then be any non-negative vector. The bound is attained for one output, and for
     classes that are separated (see :mod:`~sklearn_convexbn.solvers._closed_form`).
     """
-    M = Lambda / np.sqrt(problem.p)[:, None]
+    M = Lambda / np.sqrt(problem.p)[:, None] * problem.pooling.longest[0]
     return float(np.sqrt(max(np.linalg.eigvalsh(np.maximum(M @ M.T, 0.0))[-1], 0.0)))
 
 
 def rows_are_independent(problem: Problem) -> bool:
     """Return whether Z is square with ``Z^T diag(p) Z = I``, so that activations are free."""
     n, k = problem.Z.shape
-    flat = problem.pooling.is_identity and problem.shards.size == 1
-    return flat and n == k and bool(np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9))
+    square = n == k and problem.shards.size == 1
+    return square and bool(np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9))
 
 
 def proven(problem: Problem, Lambda: Array) -> Found:
@@ -99,7 +99,8 @@ def proven(problem: Problem, Lambda: Array) -> Found:
     found = Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
     if problem.hidden_units is None and rows_are_independent(problem):
         L, Z = as_numpy(Lambda), as_numpy(problem.Z)
-        attained = Z.T @ np.maximum(np.hstack([L, -L]), 0.0)
+        _, activations, _ = problem.pooling.longest
+        attained = Z.T @ np.kron(np.maximum(np.hstack([L, -L]), 0.0), activations[:, None])
         q = attained / np.maximum(np.linalg.norm(attained, axis=0), 1e-300)
         found = Found(problem.correlations(Lambda, q), q, correlation_bound(problem, L))
     size = units.n_rows, units.n_parameters, problem.n_weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 
+from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._bound import Found, proven, searched
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn._device import plain_torch, resolve_device
@@ -22,10 +24,11 @@ from sklearn_convexbn._encoding import (
 from sklearn_convexbn._foreign import Layers, read_network
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._network import Network, forward, neurons_of_network
+from sklearn_convexbn._patches import flattened
 from sklearn_convexbn._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
-from sklearn_convexbn._validation import natural_array, validated_data
+from sklearn_convexbn._validation import image_array, natural_array, validated_data
 from sklearn_convexbn._whitening import Whitening
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
@@ -47,10 +50,11 @@ class HiddenUnit(NamedTuple):
     Attributes
     ----------
     weights : ndarray of shape (d,)
-        In the units of X, such that the unit is of length one in the whitened coordinates.
+        In the units of X, such that the unit is of length one in the whitened coordinates. On
+        images those of the values of a patch.
     offset : float
     output : ndarray of shape (C,)
-        Unit vector.
+        Unit vector; (G C,) for activations pooled to G cells, cell by cell.
     """
 
     weights: np.ndarray
@@ -140,12 +144,15 @@ def certify(
         a fitted :class:`~sklearn.neural_network.MLPRegressor` or
         :class:`~sklearn.neural_network.MLPClassifier` of one hidden relu layer; or
         ``Sequential(Linear, BatchNorm1d, ReLU, Linear)`` or ``Sequential(Linear, ReLU, Linear)``
-        of any dtype, on any device. Batch normalization is taken as in train mode with all of X
-        as the batch, whatever mode the module is in; its eps counts, its running statistics do
-        not. Outputs for classes are logits, in the sorted order of the labels: one output or
-        two for two classes.
+        of any dtype, on any device; or of images ``Sequential(Conv2d, BatchNorm2d, ReLU,
+        AvgPool2d, Flatten, Linear)``, with or without ``BatchNorm2d``. Batch normalization is
+        taken as in train mode with all of X as the batch, whatever mode the module is in; its
+        eps counts, its running statistics do not. Outputs for classes are logits, in the sorted
+        order of the labels: one output or two for two classes.
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
-        Training data, as the network takes it.
+        Training data, as the network takes it: for convolutional networks of this package images
+        (n_samples, height, width[, channels]) or flattened, for those of torch
+        (n_samples, channels, height, width).
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Training target: numbers for regression, labels (n_samples,) for classification.
     alpha : float
@@ -259,7 +266,7 @@ def certify(
     check_arguments("certify", arguments, CONSTRAINTS)
     refuse_shards("certify")
     device = resolve_device(device)
-    layers = read_network(network)
+    layers, X = _as_rows(read_network(network), X)
     fit_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
     data = _training_data(layers, X, y, sample_weight, loss, fit_intercept)
     problem, whitening = state_problem(
@@ -283,6 +290,21 @@ def certify(
     return _certificate(problem, whitening, neurons, Lambda, found, data.scale**2, stationarity_tol)
 
 
+def _as_rows(layers: Layers, X: Any) -> tuple[Layers, Any]:
+    """Return images as rows, as the network takes them, and the network with their patches."""
+    if layers.convolution is None:
+        return layers, X if layers.grid is None else flattened(X, layers.grid.image_shape)
+    X = image_array(X)
+    if len(X.shape) != 4:
+        raise ValueError(
+            "A network with Conv2d needs X of shape (n_samples, channels, height, width). Got "
+            f"{len(X.shape)} dimensions."
+        )
+    X = np.moveaxis(as_numpy(X), 1, 3)
+    shape = int(X.shape[1]), int(X.shape[2]), int(X.shape[3])
+    return layers.for_images(shape), flattened(X, shape)
+
+
 def _training_data(
     layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | None, fit_intercept: bool
 ) -> TrainingData:
@@ -293,6 +315,8 @@ def _training_data(
         raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
     X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
     n_features, n_outputs = len(layers.coefs[0]), layers.coefs[1].shape[1]
+    if layers.grid is not None:
+        n_features = prod(layers.grid.image_shape)
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
     if not labels:
@@ -303,7 +327,7 @@ def _training_data(
         if loss == "log_loss" and len(data.classes) == n_outputs == 2:
             data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
     _check_outputs(layers, data, loss)
-    return data
+    return data if layers.grid is None else replace(data, patches=layers.grid)
 
 
 def _default_loss(layers: Layers, y: Any) -> str:
@@ -332,13 +356,16 @@ def _check_outputs(layers: Layers, data: TrainingData, loss: str) -> None:
 
 def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Whitening) -> Neurons:
     """Return the network in the whitened coordinates, where it computes the same function."""
-    X = data.rows.on_cpu().to_array()
+    images = data.rows.on_cpu()
+    rows, weights = images.to_array(), data.weights
+    if data.patches is not None:
+        rows, weights = data.patches.rows(images).to_array(), data.patches.weights(weights)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        network = layers.folded(X, data.weights)
-        output = forward(X, network.coefs, network.intercepts)
+        network = layers.folded(rows, weights)
+        output = forward(images, network.coefs, network.intercepts, patches=data.patches)
     if not np.isfinite(output).all():
         raise ValueError("The network's output on X is not finite.")
-    _check_expressible(network, X, whitening)
+    _check_expressible(network, rows, whitening)
     neurons = neurons_of_network(network, whitening, target=data.target)
     if not problem.fit_intercept and neurons.intercept.any():
         raise ValueError(
@@ -381,7 +408,7 @@ def _certificate(
     dual = problem.dual_value(Lambda, max(own, found.largest))
     stationarity_gap = relative_gap(objective, problem.dual_value(Lambda, own))
     weights, offset = whitening.hidden_layer(q[None])
-    output = Lambda.T @ np.maximum(problem.Z @ q, 0.0)
+    output = problem.pooling.on_rows(Lambda).T @ np.maximum(problem.Z @ q, 0.0)
     return NetworkCertificate(
         objective=objective * unit,
         lower_bound=dual * unit,

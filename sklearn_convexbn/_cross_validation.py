@@ -92,7 +92,7 @@ class BaseConvexBNCV(BaseConvexBN):
             if "sample_weight" in scored:
                 scored = {**scored, "sample_weight": weights}
             X = on_cpu(X)
-            data = self._encode(X, y, weights)
+            data = self._training_data(X, y, weights)
             if is_classifier(self):
                 self.classes_ = data.classes
             splits = check_cv(self.cv, y, classifier=is_classifier(self))
@@ -144,7 +144,7 @@ class BaseConvexBNCV(BaseConvexBN):
         model.set_params(
             **{name: own[name] for name in model.get_params(deep=False) if name in own}
         )
-        for name in ("classes_", "n_features_in_", "_single_output"):
+        for name in ("classes_", "n_features_in_", "_single_output", "_image_shape"):
             if hasattr(self, name):
                 setattr(model, name, getattr(self, name))
         return model
@@ -263,7 +263,7 @@ def _fold_path(
 ) -> _FoldPath:
     """Train along the path on the fold's training rows and score on its test rows."""
     train, test = fold.train, fold.test
-    data: TrainingData = model._encode(X[train], y[train], weights[train])
+    data: TrainingData = model._training_data(X[train], y[train], weights[train])
     params = parameters_of_rows(X, params, test)
     scores, n_neurons, objectives, n_unconverged = [], [], [], 0
     for alpha, trained in zip(alphas, train_path(data, settings.fresh(), alphas), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -18,7 +18,7 @@ from sklearn_convexbn._data import (
     scale_target,
 )
 from sklearn_convexbn._losses import LOSSES, Loss
-from sklearn_convexbn._patches import Patches
+from sklearn_convexbn._patches import PatchGrid
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
@@ -43,7 +43,7 @@ class TrainingData:
         The labels of a classification target, sorted; empty for regression.
     shards : Shards
         Where the other rows are, if these are not all.
-    patches : Patches or None
+    patches : PatchGrid or None
         How rows, which are images then, are cut into patches.
     """
 
@@ -54,12 +54,18 @@ class TrainingData:
     target: TargetScaling | None = None
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0))
     shards: Shards = ALL_HERE
-    patches: Patches | None = None
+    patches: PatchGrid | None = None
 
     @property
     def scale(self) -> float:
         """Return the unit of the target; a mean loss scales with its square."""
         return 1.0 if self.target is None else self.target.scale
+
+    def cut(self, grid: PatchGrid | None) -> TrainingData:
+        """Return the data with rows that are images cut into patches; None leaves them."""
+        if grid is None:
+            return self
+        return replace(self, patches=grid.fitted(self.rows.on_cpu(), self.weights))
 
 
 def loss_for(y: Any) -> str:

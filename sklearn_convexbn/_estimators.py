@@ -16,6 +16,7 @@ from sklearn_convexbn._compat import StrOptions, check_parameters, with_callback
 from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
 from sklearn_convexbn._losses import softmax
+from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
 from sklearn_convexbn._validation import validated_data
 
@@ -56,6 +57,10 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
         makes the program a group lasso.
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches that every hidden unit sees: a convolutional
+        network, as :class:`Patches` says. None is the dense network.
 
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
@@ -123,12 +128,19 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         All singular values of the centred X (weighted), decreasing.
     explained_variance_ratio_ : ndarray of shape (rank,)
         Share of the variance along each direction.
+    patches_ : dict
+        Only with `patches`: "image_shape", "patch_shape", "stride", "pool_shape" and
+        "pool_stride" of the grid of patches and of its pooling, and "contrast", what is added to
+        the variance of a patch, None where patches are not normalized. Then `coefs_` are of
+        shapes (n_inputs, n_neurons), for the values of a patch, and
+        (n_neurons * n_cells, n_outputs), for the pooled activations, those of a unit together; X
+        above is all patches.
     shrinkage_ : float
         The shrinkage used.
     weight_decay_ : float
         `alpha` in the units of y.
     n_features_in_ : int
-        Number of columns of X.
+        Number of columns of X, for images of values.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only when X has feature names that are all strings.
 
@@ -160,6 +172,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative. A weight of 2 equals the row twice, 0 equals no row.
@@ -181,7 +194,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         with unchanged_on_failure(self), plain_torch():
             validated = self._validated_together(X, y, sample_weight, shards)
             with shards.in_step():
-                data = self._encode(*validated, shards)
+                data = self._training_data(*validated, shards)
                 self._train(data, self._fit_settings(shards), hooks)
         return self
 
@@ -277,6 +290,10 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
         makes the program a group lasso (nuclear norms for several outputs).
 
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches that every hidden unit sees: a convolutional
+        network, as :class:`Patches` says. None is the dense network.
+
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
         FISTA for "gated_relu". The parameters of an instance are reached as ``solver__x``.
@@ -351,12 +368,19 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         All singular values of the centred X (weighted), decreasing.
     explained_variance_ratio_ : ndarray of shape (rank,)
         Share of the variance along each direction.
+    patches_ : dict
+        Only with `patches`: "image_shape", "patch_shape", "stride", "pool_shape" and
+        "pool_stride" of the grid of patches and of its pooling, and "contrast", what is added to
+        the variance of a patch, None where patches are not normalized. Then `coefs_` are of
+        shapes (n_inputs, n_neurons), for the values of a patch, and
+        (n_neurons * n_cells, n_outputs), for the pooled activations, those of a unit together; X
+        above is all patches.
     shrinkage_ : float
         The shrinkage used.
     weight_decay_ : float
         `alpha`.
     n_features_in_ : int
-        Number of columns of X.
+        Number of columns of X, for images of values.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only when X has feature names that are all strings.
 
@@ -394,6 +418,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         n_components: int | float | None = None,
         shrinkage: float | str = 0.0,
         activation: str = "relu",
+        patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
@@ -411,6 +436,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
             n_components=n_components,
             shrinkage=shrinkage,
             activation=activation,
+            patches=patches,
             solver=solver,
             n_gates=n_gates,
             fit_intercept=fit_intercept,
@@ -431,6 +457,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -453,7 +480,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         with unchanged_on_failure(self), plain_torch():
             validated = self._validated_together(X, y, sample_weight, shards)
             with shards.in_step():
-                data = self._encode(*validated, shards)
+                data = self._training_data(*validated, shards)
                 self.classes_ = data.classes
                 self._train(data, self._fit_settings(shards), hooks)
         return self

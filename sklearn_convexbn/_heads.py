@@ -58,7 +58,7 @@ def replace_head(
         If `features` is no torch module or returns no tensor, or `estimator` is none of this
         package.
     ValueError
-        For ``activation="gated_relu"``, an estimator with an `image_shape`, features that are not
+        For ``activation="gated_relu"``, an estimator with `patches`, features that are not
         of shape (batch, n_features), X without rows, or data that the fit refuses.
 
     See Also
@@ -95,10 +95,10 @@ def replace_head(
                 "replace_head needs an estimator with activation='relu', which torch's layers "
                 f"can express. Got activation={estimator.activation!r}."
             )
-        if getattr(estimator, "image_shape", None) is not None:
+        if estimator.patches is not None:
             raise ValueError(
-                "replace_head needs an estimator of flat features. Got image_shape="
-                f"{estimator.image_shape!r}."
+                "replace_head needs an estimator of flat features, so patches=None. Got patches="
+                f"{estimator.patches!r}."
             )
         head = clone(estimator)
         body = copy.deepcopy(features).eval()

@@ -31,13 +31,16 @@ def check_arrangements_fit(problem: Problem, n_gates: int) -> None:
     """
     # Doubles per row and gate: three work arrays an output for gated programs, seven for each
     # of both signs for cones; besides them the patterns, one byte each, and the weights.
-    (n, k), n_outputs = problem.Z.shape, problem.n_outputs
+    (n, k), n_outputs = problem.Z.shape, problem.n_weights
     doubles = 3 * n_outputs if problem.activation == "gated_relu" else 14
     needed = n * n_gates * (1 + 8 * doubles) + 8 * n_gates * k * n_outputs
     available = physical_memory()
     if available is not None and needed > 0.8 * available:
+        size = f"{n} rows and {n_outputs} outputs"
+        if not problem.pooling.is_identity:
+            size = f"{n} patches and {n_outputs} outputs of cells"
         raise ValueError(
-            f"n_gates={n_gates} with {n} rows and {n_outputs} outputs needs about "
+            f"n_gates={n_gates} with {size} needs about "
             f"{needed / 2**30:.1f} GiB (an estimate), more than this machine's "
             f"{available / 2**30:.1f} GiB. Lower n_gates, or use activation='relu' with "
             "solver='pursuit', which needs no list of gates."

@@ -12,6 +12,7 @@ from sklearn_convexbn import solvers
 from sklearn_convexbn._compat import StrOptions, weighted_scorer, with_callbacks
 from sklearn_convexbn._cross_validation import BaseConvexBNCV
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn._patches import Patches
 
 
 class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
@@ -41,6 +42,9 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
 
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches, as :class:`Patches` says.
 
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         Solver of every fit.
@@ -130,6 +134,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         n_components: int | float | list[Any] | None = None,
         shrinkage: float | str = 0.0,
         activation: str = "relu",
+        patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
@@ -147,6 +152,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         self.n_components = n_components  # type: ignore[assignment]
         self.shrinkage = shrinkage
         self.activation = activation
+        self.patches = patches
         self.solver = solver
         self.n_gates = n_gates
         self.fit_intercept = fit_intercept
@@ -166,6 +172,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative; weigh rows in the fits and in the scores.
@@ -216,6 +223,9 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
 
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches, as :class:`Patches` says.
 
     solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
         Solver of every fit.
@@ -317,6 +327,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         n_components: int | float | list[Any] | None = None,
         shrinkage: float | str = 0.0,
         activation: str = "relu",
+        patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
@@ -337,6 +348,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         self.n_components = n_components  # type: ignore[assignment]
         self.shrinkage = shrinkage
         self.activation = activation
+        self.patches = patches
         self.solver = solver
         self.n_gates = n_gates
         self.fit_intercept = fit_intercept
@@ -359,6 +371,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
         y : array-like of shape (n_samples,)
             Labels.
         sample_weight : array-like of shape (n_samples,), default=None

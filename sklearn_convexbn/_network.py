@@ -10,8 +10,8 @@ import numpy as np
 
 from sklearn_convexbn._arrays import Array, array_namespace, like, on_device, writable
 from sklearn_convexbn._data import TargetScaling
-from sklearn_convexbn._patches import Patches, PatchRows
-from sklearn_convexbn._pooling import IDENTITY, pooling_window
+from sklearn_convexbn._patches import PatchGrid, flattened
+from sklearn_convexbn._pooling import IDENTITY
 from sklearn_convexbn._problem import Neurons
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._whitening import Whitening
@@ -42,7 +42,7 @@ class Network:
         Weights and, in the last row, offset of each unit's gate.
     n_components : int or None
         Number of principal directions of X that the hidden units may depend on; None if unknown.
-    patches : Patches or None
+    patches : PatchGrid or None
         Of a convolutional network with G cells: d values of a patch, and output weights (m G, C),
         those of a unit together.
     """
@@ -52,10 +52,12 @@ class Network:
     batch_norm: dict[str, np.ndarray]
     gates: np.ndarray | None = None
     n_components: int | None = None
-    patches: Patches | None = None
+    patches: PatchGrid | None = None
 
     def forward(self, X: Any) -> Array:
-        """Return the output (n, C) for rows X (n, d), dense or sparse."""
+        """Return the output (n, C) for rows X (n, d), dense or sparse, or images of a network."""
+        if self.patches is not None:
+            X = flattened(X, self.patches.image_shape)
         return forward(X, self.coefs, self.intercepts, self.gates, self.patches)
 
 
@@ -65,7 +67,7 @@ def recover_network(
     *,
     gates: np.ndarray | None = None,
     target: TargetScaling | None = None,
-    patches: Patches | None = None,
+    patches: PatchGrid | None = None,
 ) -> Network:
     """Return the batch-normalized network of given neurons.
 
@@ -81,7 +83,7 @@ def recover_network(
         The gates that ``neurons.gates`` indexes; None for ReLU.
     target : TargetScaling, default=None
         Undone in the output layer.
-    patches : Patches, default=None
+    patches : PatchGrid, default=None
         Of a convolutional network.
 
     Returns
@@ -150,7 +152,7 @@ def forward(
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     gates: np.ndarray | None = None,
-    patches: Patches | None = None,
+    patches: PatchGrid | None = None,
 ) -> Array:
     """Return the network's output (n, C), where X is, for rows X (n, d): an array or `Rows`.
 
@@ -169,7 +171,7 @@ def hidden_activations(
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     gates: np.ndarray | None = None,
-    patches: Patches | None = None,
+    patches: PatchGrid | None = None,
 ) -> Array:
     """Return the hidden units' values (n, m), where X is, for rows X (n, d): an array or `Rows`.
 
@@ -197,10 +199,10 @@ def _hidden_blocks(
     W: np.ndarray,
     w0: np.ndarray,
     gates: np.ndarray | None,
-    patches: Patches | None,
+    patches: PatchGrid | None,
 ) -> Iterator[tuple[slice, Array]]:
     """Yield slices of rows and the values (rows, m) of the hidden units there, pooled (., m G)."""
-    cut = rows if patches is None else PatchRows(rows, patches)
+    cut = rows if patches is None else patches.rows(rows)
     example = rows.example
     W, w0 = like(W, example), like(w0, example)
     G = None if gates is None else like(gates, example)
@@ -270,7 +272,7 @@ def convolution_to_torch(
     coefs: list[np.ndarray],
     intercepts: list[np.ndarray],
     batch_norm: dict[str, np.ndarray],
-    patches: Patches,
+    patches: PatchGrid,
     *,
     fold: bool = False,
 ) -> Any:
@@ -284,7 +286,7 @@ def convolution_to_torch(
     """
     import torch
 
-    dense = to_torch(coefs, intercepts, batch_norm, fold=fold, n_cells=patches.cells**2)
+    dense = to_torch(coefs, intercepts, batch_norm, fold=fold, n_cells=patches.pooling.n_cells)
     linear, output, m = dense[0], dense[-1], dense[0].out_features
     channels, shape = patches.image_shape[2], patches.patch_shape
     conv = torch.nn.Conv2d(
@@ -300,8 +302,7 @@ def convolution_to_torch(
         norm = torch.nn.BatchNorm2d(m, eps=BATCH_NORM_EPS, dtype=torch.float64)
         norm.load_state_dict(dense[1].state_dict())
         layers.append(norm)
-    kernel, stride = zip(*(pooling_window(n, patches.cells) for n in patches.grid), strict=True)
-    pool = torch.nn.AvgPool2d(kernel, stride)
+    pool = torch.nn.AvgPool2d(patches.pool_shape, patches.pool_stride)
     layers += [torch.nn.ReLU(), pool, torch.nn.Flatten(), output]
     return torch.nn.Sequential(*layers).eval()
 

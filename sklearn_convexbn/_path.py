@@ -20,6 +20,7 @@ from sklearn_convexbn._encoding import (
     regression_data,
 )
 from sklearn_convexbn._network import Network
+from sklearn_convexbn._patches import Patches, images_as_rows
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
@@ -58,6 +59,7 @@ def alpha_max(
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
     activation: str = "relu",
+    patches: Patches | None = None,
     solver: str | solvers.Solver = "auto",
     n_gates: int | str = 256,
     fit_intercept: bool = True,
@@ -82,6 +84,7 @@ def alpha_max(
     Parameters
     ----------
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        With `patches` images, (n_samples, height, width[, channels]) or flattened.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Numbers for "squared_error", labels for "log_loss".
     loss : {"squared_error", "log_loss"}, default=None
@@ -93,6 +96,8 @@ def alpha_max(
         Damping of small directions.
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches.
     solver : str or Solver, default="auto"
         Decides whether "relu" is about all arrangements or a list.
     n_gates : int or "all", default=256
@@ -132,6 +137,7 @@ def alpha_max(
         "n_components": n_components,
         "shrinkage": shrinkage,
         "activation": activation,
+        "patches": patches,
         "solver": solver,
         "n_gates": n_gates,
         "fit_intercept": fit_intercept,
@@ -139,7 +145,7 @@ def alpha_max(
         "random_state": random_state,
     }
     check_arguments("alpha_max", {**values, "loss": loss}, CONSTRAINTS)
-    data = path_data(X, y, loss, sample_weight, fit_intercept=fit_intercept)
+    data = path_data(X, y, loss, sample_weight, fit_intercept=fit_intercept, patches=patches)
     return largest_alpha(data, TrainingSettings.of({**DEFAULTS, **values}))
 
 
@@ -154,6 +160,7 @@ def convexbn_path(
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
     activation: str = "relu",
+    patches: Patches | None = None,
     solver: str | solvers.Solver = "auto",
     n_gates: int | str = 256,
     fit_intercept: bool = True,
@@ -171,6 +178,7 @@ def convexbn_path(
     Parameters
     ----------
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        With `patches` images, (n_samples, height, width[, channels]) or flattened.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Numbers for "squared_error", labels for "log_loss".
     eps : float, default=1e-3
@@ -186,6 +194,8 @@ def convexbn_path(
         Damping of small directions.
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches.
     solver : str or Solver, default="auto"
         Solver, as in :class:`ConvexBNRegressor`.
     n_gates : int or "all", default=256
@@ -234,6 +244,7 @@ def convexbn_path(
         "n_components": n_components,
         "shrinkage": shrinkage,
         "activation": activation,
+        "patches": patches,
         "solver": solver,
         "n_gates": n_gates,
         "fit_intercept": fit_intercept,
@@ -249,7 +260,7 @@ def convexbn_path(
         {**CONSTRAINTS, **ALPHA_CONSTRAINTS},
     )
     given = None if isinstance(alphas, Integral) else check_alphas(alphas)
-    data = path_data(X, y, loss, sample_weight, fit_intercept=fit_intercept)
+    data = path_data(X, y, loss, sample_weight, fit_intercept=fit_intercept, patches=patches)
     settings = TrainingSettings.of({**DEFAULTS, **values})
     if given is None:
         given = alpha_grid(largest_alpha(data, settings.fresh()), int(alphas), eps)
@@ -259,15 +270,24 @@ def convexbn_path(
 
 
 def path_data(
-    X: Any, y: Any, loss: str | None, sample_weight: Any, *, fit_intercept: bool
+    X: Any,
+    y: Any,
+    loss: str | None,
+    sample_weight: Any,
+    *,
+    fit_intercept: bool,
+    patches: Patches | None = None,
 ) -> TrainingData:
     """Validate and encode the data of a path function."""
     refuse_shards("A path of alphas")
+    X, grid = images_as_rows(patches, X)
     loss = loss or loss_for(natural_array(y, "y"))
     X, y, weights = validated_data(X, y, sample_weight, labels=loss == "log_loss")
     if loss == "squared_error":
-        return regression_data(on_cpu(X), y, weights, fit_intercept=fit_intercept)
-    return classification_data(on_cpu(X), y, weights, loss=loss)
+        data = regression_data(on_cpu(X), y, weights, fit_intercept=fit_intercept)
+    else:
+        data = classification_data(on_cpu(X), y, weights, loss=loss)
+    return data.cut(grid)
 
 
 def check_alphas(alphas: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ over the cells of a grid. A dense unit sees one patch, the whole row, and there 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -67,6 +68,17 @@ class Pooling:
             return S[:, 0]
         return (self._weights(S) @ S).reshape(len(S) * self.n_patches, S.shape[2])
 
+    def fit(self, F: Array) -> Array:
+        """Return the fit (n, C) of the products (n K, G C) of units on patches and their weights.
+
+        The weights of a unit are cell by cell. This is the adjoint of :meth:`on_rows`.
+        """
+        if self.is_identity:
+            return F
+        C = F.shape[1] // self.n_cells
+        weights = self._weights(F).reshape(-1)
+        return (F.reshape(-1, len(weights), C) * weights[:, None]).sum(axis=1)
+
     def multiply_spread(self, H: Array, S: Array) -> Array:
         """Multiply H (n K, m) in place by ``spread(S)``, S (n, G, m), and return it."""
         if self.n_cells > 1:
@@ -81,6 +93,36 @@ class Pooling:
         weights = self._weights(Lambda)[index % self.n_patches]
         parts = weights[:, :, None] * Lambda[index // self.n_patches][:, None, :]
         return parts.reshape(len(parts), -1)
+
+    def on_rows(self, Lambda: Array) -> Array:
+        """Return :meth:`of_rows` for all rows: the dual point (n K, G C) of a layer of patches.
+
+        The correlations of pooled units with Lambda are those of units on patches with it.
+        """
+        if self.is_identity:
+            return Lambda
+        return self.of_rows(Lambda, like(np.arange(len(Lambda) * self.n_patches), Lambda))
+
+    @cached_property
+    def longest(self) -> tuple[float, np.ndarray, np.ndarray]:
+        """The longest pooled vector of activations (K,) of mean square one, and its parts.
+
+        Returns
+        -------
+        length : float
+        activations : ndarray of shape (K,)
+            They attain it. Of those that do the nearest to being equal; non-negative, as a part of
+            a top singular vector of weights that are (Perron and Frobenius).
+        cells : ndarray of shape (G,)
+            The unit vector, non-negative too, that they are pooled to, up to the length.
+        """
+        left, scales, _ = np.linalg.svd(self.weights, full_matrices=False)
+        top = left[:, scales >= scales[0] * (1.0 - 1e-12)]
+        activations = np.maximum(top @ top.sum(axis=0), 0.0)
+        activations /= np.sqrt(np.mean(activations**2))
+        pooled = self.weights.T @ activations
+        length = float(np.linalg.norm(pooled))
+        return length, activations, pooled / length
 
     def _weights(self, reference: Array) -> Array:
         weights = like(self.weights, reference)
@@ -98,35 +140,37 @@ def columns_of(units: Array, cells: int) -> Array:
     return (units[:, None] * cells + like(np.arange(cells), units)).reshape(-1)
 
 
-def grid_pooling(grid: tuple[int, int], cells: int) -> Pooling:
-    """Return means over `cells` x `cells` windows of a grid of patches.
-
-    The windows are those of an average pooling layer with stride ``floor(size / cells)`` and
-    the smallest kernel that reaches the border: where `cells` does not divide the size of the grid
-    they overlap.
+def grid_pooling(grid: tuple[int, int], shape: tuple[int, int], stride: tuple[int, int]) -> Pooling:
+    """Return means over windows of a grid of patches, those of an average pooling layer.
 
     Parameters
     ----------
     grid : tuple of int
         Rows and columns of patches; a patch's number counts along a row first.
-    cells : int
-        At most the smaller of the two.
+    shape : tuple of int
+        Rows and columns of a window, of which at least one fits into the grid.
+    stride : tuple of int
+        Patches between neighbouring windows, downwards and to the right.
     """
     if grid == (1, 1):
         return IDENTITY
-    vertical, horizontal = (_windows(size, cells) for size in grid)
+    vertical, horizontal = map(_windows, grid, shape, stride)
     weights = np.einsum("ra,cb->rcab", vertical, horizontal)
-    return Pooling(weights.reshape(grid[0] * grid[1], cells * cells))
+    return Pooling(weights.reshape(vertical.shape[0] * horizontal.shape[0], -1))
 
 
 def pooling_window(size: int, cells: int) -> tuple[int, int]:
-    """Return kernel and stride of average pooling of `size` patches to `cells` cells."""
+    """Return kernel and stride of average pooling of `size` patches to `cells` cells.
+
+    The stride is ``floor(size / cells)``, and the kernel the smallest that reaches the border:
+    where `cells` does not divide `size` the windows overlap.
+    """
     stride = size // cells
     return size - (cells - 1) * stride, stride
 
 
-def _windows(size: int, cells: int) -> np.ndarray:
-    kernel, stride = pooling_window(size, cells)
+def _windows(size: int, kernel: int, stride: int) -> np.ndarray:
+    cells = (size - kernel) // stride + 1
     W = np.zeros((size, cells))
     for cell in range(cells):
         W[cell * stride : cell * stride + kernel, cell] = 1.0 / kernel

@@ -211,7 +211,9 @@ class Problem:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
         if self.activation == "gated_relu":
             H = self.Z @ neurons.directions.T
-            return np.where(self.patterns[:, neurons.gates], H, 0.0) @ neurons.weights
+            H = np.where(self.patterns[:, neurons.gates], H, 0.0)
+            of_cells = neurons.weights.reshape(-1, self.n_outputs)
+            return self.pooling.features(H) @ of_cells
         Q, V = like(neurons.directions.T, self.Y), like(neurons.weights, self.Y)
         return self.units.fit(Q, V)
 
@@ -271,10 +273,14 @@ class Problem:
         return Lambda - newton_change(self.loss, F, self.Y, self.p, step)
 
     def gate_norms(self, Lambda: np.ndarray) -> np.ndarray:
-        """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1."""
-        if self.n_outputs == 1:
+        """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1.
+
+        Where units are pooled Lambda (n, C) is spread over the patches, (n K, G C).
+        """
+        Lambda = self.pooling.on_rows(Lambda)
+        if Lambda.shape[1] == 1:
             return np.linalg.norm(self.Z.T @ (self.patterns * Lambda), axis=0)
-        (n, k), C = self.Z.shape, self.n_outputs
+        (n, k), C = self.Z.shape, Lambda.shape[1]
         products = (self.Z[:, :, None] * Lambda[:, None, :]).reshape(n, k * C)
         blocks = (products.T @ self.patterns).T.reshape(-1, k, C)
         return spectral_norms(blocks)
@@ -313,6 +319,7 @@ class Problem:
         q : ndarray of shape (k,)
             Unit vector that attains at least `largest`; zero for an empty network.
         """
+        Lambda = self.pooling.on_rows(Lambda)  # that of units on patches
         H = self.Z @ neurons.directions.T
         outputs = neurons.weights / np.linalg.norm(neurons.weights, axis=1, keepdims=True)
         active = H >= 0
@@ -435,7 +442,7 @@ class Problem:
         if self.activation != "gated_relu":
             return float(self.correlations(Lambda, neurons.directions.T).max())
         H = np.where(self.patterns[:, neurons.gates], self.Z @ neurons.directions.T, 0.0)
-        return float(np.linalg.norm(Lambda.T @ H, axis=0).max())
+        return float(np.linalg.norm(self.pooling.on_rows(Lambda).T @ H, axis=0).max())
 
     def _largest_correlation(self, Lambda: np.ndarray) -> float:
         if self.gates is None:

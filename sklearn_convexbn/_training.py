@@ -26,7 +26,7 @@ from sklearn_convexbn._device import out_of_memory_explained, resolve_device
 from sklearn_convexbn._encoding import TrainingData
 from sklearn_convexbn._memory import are_stored, check_arrangements_fit, check_rows_fit
 from sklearn_convexbn._network import Network, neurons_of_network, recover_network
-from sklearn_convexbn._patches import Patches, PatchRows
+from sklearn_convexbn._patches import Patches, PatchGrid
 from sklearn_convexbn._pooling import IDENTITY
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn._rows import RowBlocks, Rows
@@ -50,6 +50,7 @@ PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
 FIT_CONSTRAINTS: dict[str, list[Any]] = {
     **PROBLEM_CONSTRAINTS,
     "activation": [StrOptions({"relu", "gated_relu"})],
+    "patches": [Patches, None],
     "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
     "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
     "tol": [Interval(Real, 0, None, closed="neither")],
@@ -120,7 +121,7 @@ class Prepared:
     whitening : Whitening
     target : TargetScaling or None
     solver : Solver
-    patches : Patches or None
+    patches : PatchGrid or None
         Of a convolutional network.
     """
 
@@ -128,7 +129,7 @@ class Prepared:
     whitening: Whitening
     target: TargetScaling | None
     solver: solvers.Solver
-    patches: Patches | None = None
+    patches: PatchGrid | None = None
 
     def start(self, network: Network) -> Neurons | None:
         """Return the neurons of a network in the units of X and y, to start from.
@@ -194,8 +195,7 @@ def state_problem(
     pursued, rows = rows is not None, data.rows.on_cpu() if rows is None else rows
     weights, pooling = data.weights, IDENTITY
     if data.patches is not None:
-        pooling = data.patches.pooling
-        weights = np.repeat(weights / pooling.n_patches, pooling.n_patches)
+        weights, pooling = data.patches.weights(weights), data.patches.pooling
     cut = _cut(rows, data.patches)
     whitening = whitening_of(
         cut,
@@ -230,9 +230,9 @@ def state_problem(
     return problem, whitening
 
 
-def _cut(rows: Rows, patches: Patches | None) -> RowBlocks:
+def _cut(rows: Rows, patches: PatchGrid | None) -> RowBlocks:
     """Return rows, or the patches of rows that are images."""
-    return rows if patches is None else PatchRows(rows, patches)
+    return rows if patches is None else patches.rows(rows)
 
 
 def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Array:
@@ -282,8 +282,8 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     """
     # The pursuit, which "auto" means for ReLU unless rows are few, computes where the rows are and
     # reads them in float32; the other solvers begin with NumPy arrays in float64.
-    n, d = data.rows.shape
-    many = n > 2 * d or data.patches is not None
+    n, d = _cut(data.rows, data.patches).shape
+    many = n > 2 * d
     pursued = data.shards.size > 1 or (_is_pursuit(settings) and many)
     problem, whitening = state_problem(
         data,
@@ -381,6 +381,8 @@ def check_for_shards(values: dict[str, Any]) -> None:
     ------
     ValueError
     """
+    if values["patches"] is not None:
+        raise ValueError("Inside row_shards patches must be None: rows are no images there.")
     solver, activation, seed = (values[n] for n in ("solver", "activation", "random_state"))
     if activation != "relu" or not _names_pursuit(solver, activation):
         raise ValueError(

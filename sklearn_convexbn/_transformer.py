@@ -34,8 +34,8 @@ class ConvexBNTransformer(
     Parameters
     ----------
     estimator : estimator of this package
-        A :class:`ConvexBNClassifier`, :class:`ConvexBNRegressor`, or a cross-validated or
-        convolutional form of these. It is cloned, not modified.
+        A :class:`ConvexBNClassifier`, :class:`ConvexBNRegressor`, or a cross-validated form of
+        these, of images where it has `patches`. It is cloned, not modified.
 
     Attributes
     ----------
@@ -122,8 +122,8 @@ class ConvexBNTransformer(
         Returns
         -------
         H : ndarray of shape (n_samples, n_neurons), or (n_samples, n_neurons * n_cells)
-            In float64; a tensor where X is one under array API dispatch. The units of convolutional
-            networks are pooled; the cells of a unit are next to each other.
+            In float64; a tensor where X is one under array API dispatch. The units of a network
+            with `patches` are pooled; the cells of a unit are next to each other.
         """
         check_is_fitted(self)
         fitted = self.estimator_

@@ -10,9 +10,9 @@ from torch import nn
 
 from sklearn_convexbn import (
     ConvexBNClassifier,
-    ConvexBNConvClassifier,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
+    Patches,
     _heads,
     certify,
     replace_head,
@@ -142,6 +142,6 @@ def test_rows_that_are_missing_or_do_not_fit_are_refused():
 
 
 def test_convolutional_heads_are_refused():
-    model = ConvexBNConvClassifier((2, 2), patch_size=1)
+    model = ConvexBNClassifier(patches=Patches((2, 2), size=1))
     with pytest.raises(ValueError, match="flat features"):
         replace_head(torch.nn.Flatten(), np.zeros((4, 4)), [0, 1, 0, 1], estimator=model)

@@ -97,9 +97,7 @@ def public_objects():
     for name in ("ConvexBNRegressorCV", "ConvexBNClassifierCV"):
         yield f"sklearn_convexbn.{name}"
         yield f"sklearn_convexbn.{name}.fit"
-    for name in ("ConvexBNConvRegressor", "ConvexBNConvClassifier"):
-        yield f"sklearn_convexbn.{name}"
-        yield f"sklearn_convexbn.{name}.to_torch"
+    yield "sklearn_convexbn.Patches"
     for name in ("ConvexBNRegressor", "ConvexBNClassifier"):
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):

@@ -13,11 +13,10 @@ from sklearn.utils.fixes import parse_version
 from sklearn_convexbn import (
     ConvexBNClassifier,
     ConvexBNClassifierCV,
-    ConvexBNConvClassifier,
-    ConvexBNConvRegressor,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     ConvexBNTransformer,
+    Patches,
 )
 
 # ClosedForm has no configuration here: it refuses data with more rows than features, which most
@@ -32,6 +31,7 @@ SHARED = [
     {"solver": "pursuit"},
     {"activation": "gated_relu", "solver": "fista", "n_gates": 32},
     {"activation": "gated_relu", "solver": "cvxpy", "n_gates": 8},
+    {"patches": Patches(size=None)},  # a row is an image of one patch
 ]
 CLASSIFIER = [
     {"loss": "squared_error"},
@@ -41,6 +41,7 @@ CLASSIFIER = [
 # Short paths in few folds: the default's 30 alphas would take minutes in all checks.
 CROSS_VALIDATED = [
     {"alphas": 3, "eps": 0.1, "cv": 2},
+    {"alphas": 2, "eps": 0.1, "cv": 2, "patches": Patches(size=None)},
     {"alphas": [0.1, 0.01], "n_components": [1, None], "cv": 3, "selection": "one_standard_error"},
 ]
 # The checks seed the outer estimator only, and compare transformed data to 1e-7.
@@ -52,8 +53,6 @@ TRANSFORMED = [
 ESTIMATORS = [
     *(ConvexBNRegressor(**kw) for kw in SHARED),
     *(ConvexBNClassifier(**kw) for kw in SHARED + CLASSIFIER),
-    ConvexBNConvRegressor(),
-    ConvexBNConvClassifier(),
     *(ConvexBNRegressorCV(**kw) for kw in CROSS_VALIDATED),
     *(ConvexBNClassifierCV(**kw) for kw in CROSS_VALIDATED),
     *(ConvexBNTransformer(estimator) for estimator in TRANSFORMED),

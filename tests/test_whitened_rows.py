@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 
 from sklearn_convexbn import (  # noqa: E402
     ConvexBNClassifier,
-    ConvexBNConvClassifier,
     ConvexBNRegressor,
+    Patches,
     _memory,
 )
-from sklearn_convexbn._patches import Patches, PatchRows  # noqa: E402
+from sklearn_convexbn._patches import PatchRows, patch_grid  # noqa: E402
 from sklearn_convexbn._rows import Rows  # noqa: E402
 from sklearn_convexbn._whitened_rows import WhitenedRows  # noqa: E402
 from sklearn_convexbn._whitening import whitening_of  # noqa: E402
@@ -39,7 +39,7 @@ def rows_of_kind(kind):
     X = rng.normal(size=(400, 24)) * np.linspace(1, 3, 24)
     if kind == "patches":
         images = Rows(X[:, :16], device="cpu")
-        return PatchRows(images, Patches((4, 4, 1), (3, 2), 1, 1))
+        return PatchRows(images, patch_grid(Patches(size=(3, 2), pooling=1), (4, 4, 1)))
     if kind == "sparse":
         return Rows(sparse.csr_array(X * (rng.random(X.shape) < 0.3)), device="cpu")
     return Rows(X, rng.permutation(400)[:300], device="cpu")
@@ -104,13 +104,13 @@ def test_large_fit_is_that_with_stored_rows(no_memory, monkeypatch):
 def test_convolutional_fit_is_that_with_stored_patches(no_memory, contrast, monkeypatch):
     X, y = load_digits(return_X_y=True)
     X, y = X[:150], y[:150]
-    settings = {"patch_size": 3, "stride": 2, "pooling": 2, "alpha": 0.05, "tol": 0.05}
-    settings |= {"normalize_patches": contrast, "random_state": 0}
-    model = ConvexBNConvClassifier((8, 8), **settings).fit(X, y)
+    patches = Patches((8, 8), size=3, stride=2, normalize=contrast)
+    settings = {"patches": patches, "alpha": 0.05, "tol": 0.05, "random_state": 0}
+    model = ConvexBNClassifier(**settings).fit(X, y)
     (Z,) = no_memory
     assert len(Z) == 150 * 9
     monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
-    other = ConvexBNConvClassifier((8, 8), **settings).fit(X, y)
+    other = ConvexBNClassifier(**settings).fit(X, y)
     if contrast:  # blank patches: rounding decides on which side of a kink they are
         np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-3)
         assert max(model.dual_gap_, other.dual_gap_) <= 0.05

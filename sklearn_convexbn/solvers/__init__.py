@@ -92,6 +92,4 @@ def check_supported(solver: Solver, problem: Problem) -> None:
     remedy = "No solver handles it yet."
     if names:
         remedy = f"Use solver={' or '.join(names)}."
-    elif problem.activation == "gated_relu" and not problem.pooling.is_identity:
-        remedy = "Use activation='relu'."
     raise ValueError(f"solver={solver.name!r} does not handle {reason}. {remedy}")

@@ -6,6 +6,13 @@ for squared loss and one-hot targets; the other forms by the same argument). Wit
 ``M = diag(p)^{-1/2} Lambda`` the dual constraint reads ``max |M^T a| <= alpha`` over unit a >= 0.
 It is bounded by the largest eigenvalue of ``max(M M^T, 0)``, and the bound is attained in every
 case solved here, so that the certificate is exact.
+
+Where units are pooled over K patches of a sample, by weights W (K x G), and all n K patches are
+independent in this way, activations are any non-negative a (n, K). Those of sample i enter the
+fit as ``<W^T a_i, V_c>`` with ``|W^T a_i| <= s |a_i|``, s the largest singular value of W, and all
+a_i may be multiples of the one non-negative vector that attains it. The program is therefore that
+of unpooled units, n rows and ``alpha / (s sqrt(K))``: a lower bound, by the same eigenvalue, and
+attained.
 """
 
 from __future__ import annotations
@@ -27,23 +34,25 @@ PROOF_TOLERANCE = 1e-8
 class ClosedForm(Solver):
     """Optimal network in closed form, where one is proven.
 
-    Handles ReLU without shrinkage when the (distinct) rows are linearly independent after
-    centring, that is n <= d + 1 in general position with all components kept: squared loss
-    with one output, and classification with any loss. Where an intercept is fitted a convex
-    problem in the intercept alone (C unknowns) remains and is solved numerically.
+    Handles ReLU without shrinkage when the (distinct) rows, of images all their patches, are
+    linearly independent after centring, that is n <= d + 1 in general position with all components
+    kept: squared loss with one output, and classification with any loss. Where an intercept is
+    fitted a convex problem in the intercept alone (C unknowns) remains and is solved numerically.
     """
 
     name = "closed_form"
     needs_arrangements = False
+    pools = True
 
     def unsupported(self, problem: Problem) -> str:
         if problem.activation != "relu":
             return f"activation={problem.activation!r}"
         n, k = problem.Z.shape
         if n != k:
+            rows = "distinct rows" if problem.pooling.is_identity else "patches"
             return (
-                f"{n} distinct rows of rank {k - 1} (closed forms need rank n - 1: at least as "
-                "many independent features as distinct rows less one, all of them kept)"
+                f"{n} {rows} of rank {k - 1} (closed forms need rank n - 1: at least as "
+                f"many independent features as {rows} less one, all of them kept)"
             )
         if not np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9):
             return "shrinkage > 0"
@@ -90,9 +99,20 @@ def _certified(problem: Problem, neurons: Neurons) -> float:
 
 
 def _neurons(problem: Problem, A: np.ndarray, G: np.ndarray, b: np.ndarray) -> Neurons:
-    """Return neurons with activations A (n, m), non-negative, and output weights G (m, C)."""
-    q = (problem.Z.T * problem.p) @ A  # the inverse of Z
-    return Neurons.from_products(q.T, G, b, None)
+    """Return neurons with activations A (n, m), non-negative, and output weights G (m, C).
+
+    Where units are pooled, these are the activations times weights that are cheapest for
+    their product.
+    """
+    length, activations, cells = problem.pooling.longest
+    inverse = problem.Z.T * np.kron(problem.p, np.ones_like(activations) / len(activations))
+    q = inverse @ np.kron(A, activations[:, None])
+    return Neurons.from_products(q.T, np.kron(cells / length, G), b, None)
+
+
+def _alpha(problem: Problem) -> float:
+    """Return the alpha of unpooled units in whose program that of pooled ones is."""
+    return problem.alpha / problem.pooling.longest[0]
 
 
 def _scalar_solution(problem: Problem) -> Neurons:
@@ -101,7 +121,7 @@ def _scalar_solution(problem: Problem) -> Neurons:
     For fixed b the fit is ``(1 - alpha/|r+|)_+ r+ - (1 - alpha/|r-|)_+ r-`` with r = y - b and
     norms weighted by p; b is the root of a monotone derivative.
     """
-    y, p, alpha = problem.Y[:, 0], problem.p, problem.alpha
+    y, p, alpha = problem.Y[:, 0], problem.p, _alpha(problem)
 
     def residual_slope(b: float) -> float:
         above, below = np.maximum(y - b, 0.0), np.maximum(b - y, 0.0)
@@ -142,7 +162,7 @@ class _ClassProblem:
 
     def __init__(self, problem: Problem, targets: np.ndarray, shares: np.ndarray) -> None:
         self.loss = problem.loss
-        self.thresholds = problem.alpha / np.sqrt(shares)
+        self.thresholds = _alpha(problem) / np.sqrt(shares)
         self.targets = targets
         self.shares = shares
 

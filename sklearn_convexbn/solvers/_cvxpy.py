@@ -32,6 +32,7 @@ class CVXPY(Solver):
     """
 
     name = "cvxpy"
+    pools = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "backend": [str],
@@ -45,6 +46,9 @@ class CVXPY(Solver):
     def unsupported(self, problem: Problem) -> str:
         if problem.activation == "relu" and problem.n_outputs > 1:
             return "ReLU networks with several outputs (their convex program has no cone form)"
+        if problem.activation == "relu" and not problem.pooling.is_identity:
+            patches = f"{problem.pooling.n_patches} patches of an image"
+            return f"{patches} on a list of arrangements, whose cones it has for whole rows only"
         if not isinstance(problem.loss, (SquaredLoss, LogisticLoss, SoftmaxLoss)):
             return f"the {problem.loss.name} loss"
         return ""
@@ -52,7 +56,7 @@ class CVXPY(Solver):
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         if problem.activation == "relu":
             neurons = self._solve_relu(problem)
-        elif problem.n_outputs == 1:
+        elif problem.n_outputs == 1 and problem.pooling.is_identity:
             neurons = self._solve_gated(problem)
         else:
             neurons = self._solve_gated_nuclear(problem)
@@ -85,12 +89,14 @@ class CVXPY(Solver):
         import cvxpy as cp
 
         (k, P), C = problem.gates.shape, problem.n_outputs  # type: ignore[union-attr]
-        blocks, b = [cp.Variable((k, C)) for _ in range(P)], cp.Variable(C)
-        features = [problem.patterns[:, [g]] * problem.Z for g in range(P)]
-        fit = sum(A @ S for A, S in zip(features, blocks, strict=True)) + cp.reshape(
-            b, (1, C), order="C"
-        )
-        mass = sum(cp.normNuc(S) for S in blocks)
+        W, b = problem.n_weights, cp.Variable(C)
+        blocks = [cp.Variable((k, W)) for _ in range(P)]
+        features = [problem.pooling.pool(problem.patterns[:, [g]] * problem.Z) for g in range(P)]
+        fit = cp.reshape(b, (1, C), order="C")
+        for A, S in zip(features, blocks, strict=True):
+            of_cells = range(problem.pooling.n_cells)
+            fit = fit + sum(A[:, g] @ S[:, g * C : (g + 1) * C] for g in of_cells)
+        mass = sum(cp.normNuc(S) if W > 1 else cp.norm(S, "fro") for S in blocks)
         *values, b0 = self._minimise(problem, fit, mass, [*blocks, b], [])
         return nuclear_neurons(np.array(values), np.arange(P), b0)
 
@@ -110,7 +116,7 @@ class CVXPY(Solver):
             constraints = [*constraints, variables[-1] == 0]
         objective = _mean_loss(problem.loss, fit, problem.Y, problem.p) + problem.alpha * mass
         # Sums over rows, not means: interior-point tolerances are partly absolute.
-        program = cp.Problem(cp.Minimize(len(problem.Z) * objective), constraints)
+        program = cp.Problem(cp.Minimize(len(problem.Y) * objective), constraints)
         with warnings.catch_warnings():
             # "Solution may be inaccurate": the certificate says how inaccurate.
             warnings.simplefilter("ignore")

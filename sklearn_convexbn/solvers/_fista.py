@@ -46,7 +46,8 @@ class FISTA(Solver):
     ----------
     method : {"auto", "fista", "newton"}, default="auto"
         Method for gated programs; the exact ReLU program has an interior-point method only.
-        "newton": Newton steps on the scales of the gates, for gated programs with one output.
+        "newton": Newton steps on the scales of the gates, for gated programs with one output, not
+        pooled over patches.
         "fista": proximal gradient steps and Newton steps on the factors of the blocks.
         "auto": "newton" where it applies, in float64, and "fista" elsewhere.
     dtype : {"float64", "float32"}, default="float64"
@@ -59,6 +60,7 @@ class FISTA(Solver):
     """
 
     name = "fista"
+    pools = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "method": [StrOptions({"auto", "fista", "newton"})],
@@ -82,8 +84,11 @@ class FISTA(Solver):
     def unsupported(self, problem: Problem) -> str:
         if problem.activation == "relu" and problem.n_outputs > 1:
             return "ReLU networks with several outputs on a list of arrangements"
-        if self.method == "newton" and problem.n_outputs > 1:
-            return "several outputs with method='newton'"
+        if problem.activation == "relu" and not problem.pooling.is_identity:
+            patches = f"{problem.pooling.n_patches} patches of an image"
+            return f"{patches} on a list of arrangements, whose cones it has for whole rows only"
+        if self.method == "newton" and not _has_newton(problem):
+            return "several outputs, or patches of an image, with method='newton'"
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
@@ -91,8 +96,7 @@ class FISTA(Solver):
             from sklearn_convexbn.solvers._interior_point import interior_point
 
             return interior_point(problem, settings)
-        one_output = problem.n_outputs == 1
-        auto_newton = self.method == "auto" and one_output and self.dtype == "float64"
+        auto_newton = self.method == "auto" and _has_newton(problem) and self.dtype == "float64"
         if self.method == "newton" or auto_newton:
             return _newton_iterates(problem, settings)
         return self._fista_iterates(problem, settings)
@@ -114,6 +118,11 @@ class FISTA(Solver):
             point = program.working_set(point, norms)
             point = proximal_steps(program, point, accuracy, n_steps=self.n_steps)
             point = newton_steps(program, point, accuracy, n_steps=self.n_newton_steps)
+
+
+def _has_newton(problem: Problem) -> bool:
+    """Return whether Newton's method on the scales of the gates handles a gated program."""
+    return problem.n_outputs == 1 and problem.pooling.is_identity
 
 
 def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:

@@ -17,7 +17,7 @@ NEW_GATES = 64
 
 @dataclass(frozen=True)
 class Point:
-    """Blocks S (m, k, C) behind distinct gates (m,), and b (C,) in centred columns."""
+    """Blocks S (m, k, G C) behind distinct gates (m,), and b (C,) in centred columns."""
 
     gates: Tensor
     S: Tensor
@@ -25,7 +25,11 @@ class Point:
 
 
 class GatedProgram:
-    """The gated program's arrays on a torch device."""
+    """The gated program's arrays on a torch device.
+
+    Where units are pooled over K patches of a sample to G cells, Z and M have n K rows and a block
+    is (k, G C), cell by cell.
+    """
 
     def __init__(self, problem: Problem, device: str, dtype: torch.dtype) -> None:
         def tensor(a: np.ndarray) -> Tensor:
@@ -34,9 +38,10 @@ class GatedProgram:
         self.Z, self.Y, self.p = tensor(problem.Z), tensor(problem.Y), tensor(problem.p)
         self.M = tensor(problem.patterns)
         self.loss, self.alpha = problem.loss, problem.alpha
+        self.pooling = problem.pooling
         self.fit_intercept = float(problem.fit_intercept)
         # With b fitted, columns are centred: the loss then hardly couples b and the blocks.
-        self.centres = (self.M.T @ (self.p[:, None] * self.Z)) * self.fit_intercept
+        self.centres = self._correlations(self.p[:, None]) * self.fit_intercept
         self.eps = torch.finfo(dtype).eps
 
     def restricted(self, gates: Tensor) -> GatedProgram:
@@ -52,25 +57,33 @@ class GatedProgram:
         return self.loss.gradient(F, self.Y, self.p)
 
     def fit(self, S: Tensor) -> Tensor:
-        """Return ``sum_g D_g Z S_g`` (n, C) in centred columns; S is (P, k, C)."""
-        n, k = self.Z.shape
+        """Return ``sum_g D_g Z S_g``, pooled, (n, C) in centred columns; S is (P, k, G C)."""
+        (n, k), pooling = self.Z.shape, self.pooling
         rows = (self.M @ S.flatten(1)).view(n, k, S.shape[2])
-        F = (self.Z.unsqueeze(1) @ rows).squeeze(1)
-        return F - torch.einsum("mk,mkc->c", self.centres, S)
+        F = pooling.fit((self.Z.unsqueeze(1) @ rows).squeeze(1))
+        return F - torch.einsum("mkg,mkgc->c", self.centres, self._by_cells(S))
 
     def adjoint(self, G: Tensor) -> Tensor:
-        """Return ``Z^T D_g G`` (P, k, C) in centred columns."""
+        """Return ``Z^T D_g G`` (P, k, G C) of G (n, C), spread, in centred columns."""
+        w = self._correlations(G)
+        return w - (self.centres.unsqueeze(3) * G.sum(dim=0)).flatten(2)
+
+    def _correlations(self, G: Tensor) -> Tensor:
+        G = self.pooling.on_rows(G)
         (n, k), C = self.Z.shape, G.shape[1]
         spread = (self.Z.unsqueeze(2) * G.unsqueeze(1)).reshape(n, k * C)
-        w = (spread.T @ self.M).T.reshape(self.M.shape[1], k, C)
-        return w - self.centres.unsqueeze(2) * G.sum(dim=0)
+        return (spread.T @ self.M).T.reshape(self.M.shape[1], k, C)
+
+    def _by_cells(self, S: Tensor) -> Tensor:
+        """Return blocks (P, k, G C) as (P, k, G, C)."""
+        return S.unflatten(2, (self.pooling.n_cells, -1))
 
     def squared_norm(self) -> float:
         """Return the largest eigenvalue of A^T diag(p) A of the stacked columns, nearly."""
         # Power iteration from no special direction; the line search of the proximal steps
         # makes up for what is missing.
         S = torch.arange(self.centres.numel(), device=self.Z.device).to(self.Z).cos()
-        S, size = S.view(*self.centres.shape, 1), 0.0
+        S, size = S.view(self.centres.shape), 0.0
         for _ in range(20):
             S = S / float(torch.linalg.vector_norm(S).clamp_min(1e-30))
             S = self.adjoint(self.p[:, None] * self.fit(S))
@@ -82,20 +95,21 @@ class GatedProgram:
     def start(self, problem: Problem, neurons: Neurons | None) -> Point:
         """Return the point of a network, or the constant model."""
         if neurons is None or neurons.gates is None:
-            neurons = Neurons.empty(self.Z.shape[1], problem.constant())
+            neurons = Neurons.empty(self.Z.shape[1], problem.constant(), self.pooling.n_cells)
         neurons = problem.with_best_intercept(neurons)[0]
         assert neurons.gates is not None
         which, group = np.unique(neurons.gates, return_inverse=True)
-        S = np.zeros((len(which), self.Z.shape[1], self.Y.shape[1]))
+        S = np.zeros((len(which), self.Z.shape[1], problem.n_weights))
         products = neurons.directions[:, :, None] * neurons.weights[:, None, :]
         np.add.at(S, group.ravel(), products)
         gates = torch.as_tensor(which, dtype=torch.long, device=self.Z.device)
         blocks = torch.as_tensor(S).to(self.Z)
-        shift = torch.einsum("mk,mkc->c", self.centres[gates], blocks)
+        shift = torch.einsum("mkg,mkgc->c", self.centres[gates], self._by_cells(blocks))
         return Point(gates, blocks, torch.as_tensor(neurons.intercept).to(self.Z) + shift)
 
     def neurons(self, point: Point) -> Neurons:
-        b = point.b - torch.einsum("mk,mkc->c", self.centres[point.gates], point.S)
+        blocks = self._by_cells(point.S)
+        b = point.b - torch.einsum("mkg,mkgc->c", self.centres[point.gates], blocks)
         which, U, V = balanced_factors(point.S)
         q, v, intercept = (a.cpu().numpy().astype(np.float64) for a in (U, V, b))
         gates = point.gates[which].cpu().numpy().astype(np.intp)

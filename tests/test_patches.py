@@ -1,5 +1,8 @@
 """Convolutional networks: patches, pooling, the estimators and their certificates."""
 
+from dataclasses import replace
+
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -7,19 +10,22 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
 
 from sklearn_convexbn import (
     ConvexBNClassifier,
-    ConvexBNConvClassifier,
-    ConvexBNConvRegressor,
+    ConvexBNClassifierCV,
     ConvexBNRegressor,
     ConvexBNTransformer,
+    Patches,
+    alpha_max,
     certify,
+    convexbn_path,
 )
 from sklearn_convexbn._arrangements import random_directions
 from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._patches import Patches, PatchRows
-from sklearn_convexbn._pooling import IDENTITY, grid_pooling
+from sklearn_convexbn._patches import PatchRows, patch_grid
+from sklearn_convexbn._pooling import IDENTITY
 from sklearn_convexbn._problem import Problem
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._search import Effort, Search
@@ -29,13 +35,18 @@ from sklearn_convexbn._whitening import whiten
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from tests.helpers import random_neurons, solve, targets
 
-PATCHES = Patches(image_shape=(5, 6, 2), patch_shape=(3, 2), stride=2, cells=2)
+PATCHES = patch_grid(Patches(size=(3, 2), stride=2, pooling=2), (5, 6, 2))
 
 
 @pytest.fixture(scope="module")
 def digits():
     X, y = load_digits(return_X_y=True)
     return X[:150], y[:150]
+
+
+def pooling_of(grid, cells):
+    """Return the pooling of a grid of patches to cells x cells."""
+    return patch_grid(Patches(size=1, pooling=cells), (*grid, 1)).pooling
 
 
 def images(n=7, seed=0):
@@ -46,8 +57,8 @@ def cut_by_hand(X, patches):
     height, width = patches.patch_shape
     cut = []
     for image in X.reshape(-1, *patches.image_shape):
-        for top in range(0, image.shape[0] - height + 1, patches.stride):
-            for left in range(0, image.shape[1] - width + 1, patches.stride):
+        for top in range(0, image.shape[0] - height + 1, patches.stride[0]):
+            for left in range(0, image.shape[1] - width + 1, patches.stride[1]):
                 cut.append(image[top : top + height, left : left + width].ravel())
     return np.array(cut)
 
@@ -55,7 +66,7 @@ def cut_by_hand(X, patches):
 def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **changes):
     """State a convolutional problem; returns it with its whitening."""
     rng = np.random.default_rng(seed)
-    patches = Patches(image_shape=(5, 5, 1), patch_shape=(3, 3), stride=1, cells=cells)
+    patches = patch_grid(Patches(size=3, pooling=cells), (5, 5, 1))
     X = rng.normal(size=(n, 25))
     Z, whitening = whiten(PatchRows(Rows(X), patches), np.ones(9 * n), n_components=4)
     problem = Problem(
@@ -100,7 +111,7 @@ def test_whitened_patches_have_unit_covariance_over_all_patches_of_weighted_imag
 
 
 def test_normalized_patches_have_mean_zero_and_do_not_depend_on_contrast():
-    patches = Patches((5, 5, 1), (3, 3), 1, 1, contrast=0.0)
+    patches = patch_grid(Patches(size=3, pooling=1, normalize=True), (5, 5, 1))
     X = images(4)[:, :25]
     cut = patches.cut(X)
     np.testing.assert_allclose(cut.mean(axis=1), 0.0, atol=1e-12)
@@ -110,7 +121,7 @@ def test_normalized_patches_have_mean_zero_and_do_not_depend_on_contrast():
 
 @pytest.mark.parametrize(("grid", "cells"), [((4, 6), 2), ((5, 7), 3), ((3, 3), 1), ((2, 2), 2)])
 def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
-    pooling = grid_pooling(grid, cells)
+    pooling = pooling_of(grid, cells)
     H = np.random.default_rng(0).normal(size=(3 * grid[0] * grid[1], 5))
     maps = torch.as_tensor(H).reshape(3, *grid, 5).permute(0, 3, 1, 2)
     strides = [n // cells for n in grid]
@@ -120,7 +131,7 @@ def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
     np.testing.assert_allclose(pooling.weights.sum(axis=0), 1.0)
 
 
-@pytest.mark.parametrize("pooling", [IDENTITY, grid_pooling((3, 4), 2), grid_pooling((2, 2), 1)])
+@pytest.mark.parametrize("pooling", [IDENTITY, pooling_of((3, 4), 2), pooling_of((2, 2), 1)])
 def test_spread_is_the_adjoint_of_pool(pooling):
     rng = np.random.default_rng(0)
     H = rng.normal(size=(5 * pooling.n_patches, 3))
@@ -135,7 +146,7 @@ def test_spread_is_the_adjoint_of_pool(pooling):
 
 def layers(cells, C, seed=0):
     """Return a pooled layer, the dense layer on its patches, a dual point on both, directions."""
-    rng, pooling = np.random.default_rng(seed), grid_pooling((3, 3), cells)
+    rng, pooling = np.random.default_rng(seed), pooling_of((3, 3), cells)
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     Lambda = torch.as_tensor(rng.normal(size=(11, C)))
     spread = pooling.of_rows(Lambda, torch.arange(11 * 9))
@@ -155,7 +166,7 @@ def test_correlations_and_ascent_are_those_of_a_dense_layer_on_patches(cells, C,
 @pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("squared", 2), ("softmax", 3)])
 @pytest.mark.parametrize("cells", [1, 2])
 def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cells):
-    rng, pooling = np.random.default_rng(0), grid_pooling((3, 3), cells)
+    rng, pooling = np.random.default_rng(0), pooling_of((3, 3), cells)
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
     Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
@@ -233,9 +244,8 @@ def test_certificates_hold_under_an_independent_larger_search(loss, C, cells):
 def test_few_dimensions_are_certified_exactly():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(12, 9)), np.arange(12.0) % 3
-    model = ConvexBNConvRegressor(
-        (3, 3), patch_size=2, pooling=1, n_components=1, alpha=0.01, random_state=0
-    ).fit(X, y)
+    patches = Patches((3, 3), size=2, pooling=1)
+    model = ConvexBNRegressor(0.01, patches=patches, n_components=1, random_state=0).fit(X, y)
     assert model.certificate_.kind == "exact"
     assert model.dual_gap_ <= 0.01
 
@@ -266,27 +276,25 @@ def test_objective_is_that_of_the_network_written_out():
 # ----------------------------------------------------------------------------------- estimators
 
 
-@pytest.mark.parametrize("image", [{"image_shape": (8, 8)}, {}])
 @pytest.mark.parametrize(
-    ("conv", "dense"),
-    [(ConvexBNConvClassifier, ConvexBNClassifier), (ConvexBNConvRegressor, ConvexBNRegressor)],
+    "patches", [Patches((8, 8), size=8, pooling=3), Patches((8, 8), size=None), Patches(size=None)]
 )
-def test_one_patch_that_covers_the_image_is_the_dense_network(conv, dense, image, digits):
+@pytest.mark.parametrize("kind", [ConvexBNClassifier, ConvexBNRegressor])
+def test_one_patch_that_covers_the_image_is_the_dense_network(kind, patches, digits):
     X, y = digits[0][:150], digits[1][:150]
-    one = conv(patch_size=8, pooling=3, alpha=0.05, random_state=0, **image).fit(X, y)
-    other = dense(alpha=0.05, random_state=0).fit(X, y)
+    one = kind(patches=patches, alpha=0.05, random_state=0).fit(X, y)
+    other = kind(alpha=0.05, random_state=0).fit(X, y)
     assert one.objective_ == pytest.approx(other.objective_, rel=1e-9)
     np.testing.assert_allclose(one.coefs_[0], other.coefs_[0], atol=1e-9)
-    predict = "decision_function" if conv is ConvexBNConvClassifier else "predict"
+    predict = "decision_function" if kind is ConvexBNClassifier else "predict"
     np.testing.assert_allclose(getattr(one, predict)(X), getattr(other, predict)(X), atol=1e-9)
 
 
 @pytest.mark.parametrize("pooling", [1, 2])
 def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling, digits):
     X, y = digits
-    model = ConvexBNConvClassifier(
-        (8, 8), patch_size=(3, 4), stride=2, pooling=pooling, alpha=0.03, random_state=0
-    ).fit(X, y)
+    patches = Patches((8, 8), size=(3, 4), stride=2, pooling=pooling)
+    model = ConvexBNClassifier(0.03, patches=patches, random_state=0).fit(X, y)
     expected, tensors = model.decision_function(X), torch.as_tensor(X.reshape(-1, 1, 8, 8))
     modules = [model.to_torch(), model.to_torch(fold=True), model.to_torch().train()]
     assert [type(m).__name__ for m in modules[0]] == [
@@ -301,7 +309,8 @@ def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling,
 
 def test_objective_of_the_estimator_is_the_weight_decay_objective(digits):
     X, y = digits
-    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=2, alpha=0.03, random_state=0)
+    patches = Patches((8, 8), size=4, stride=2)
+    model = ConvexBNClassifier(0.03, patches=patches, random_state=0)
     model.fit(X, y)
     norm, v = model.batch_norm_, model.coefs_[1]
     decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
@@ -314,8 +323,8 @@ def test_colour_images_in_four_dimensions_or_flattened(digits):
     rng = np.random.default_rng(0)
     X = digits[0][:120].reshape(-1, 8, 8, 1) * [1.0, 0.5, -1.0] + rng.normal(size=(120, 8, 8, 3))
     y = digits[1][:120] % 2
-    model = ConvexBNConvClassifier(patch_size=4, stride=2, alpha=0.05, random_state=0)
-    whole, flat = clone(model).fit(X, y), clone(model).set_params(image_shape=(8, 8, 3))
+    model = ConvexBNClassifier(0.05, patches=Patches(size=4, stride=2), random_state=0)
+    whole, flat = clone(model).fit(X, y), clone(model).set_params(patches__image_shape=(8, 8, 3))
     flat.fit(X.reshape(120, -1), y)
     np.testing.assert_array_equal(whole.decision_function(X), flat.decision_function(X))
     np.testing.assert_array_equal(
@@ -328,7 +337,8 @@ def test_colour_images_in_four_dimensions_or_flattened(digits):
 
 def test_weights_are_repetitions_and_order_does_not_matter(digits):
     X, y = digits[0][:80], digits[1][:80].astype(float)
-    model = ConvexBNConvRegressor((8, 8), patch_size=5, pooling=1, alpha=0.05, random_state=0)
+    patches = Patches((8, 8), size=5, pooling=1)
+    model = ConvexBNRegressor(0.05, patches=patches, random_state=0)
     weights = np.arange(80) % 3
     weighted = clone(model).fit(X, y, sample_weight=weights)
     repeated = np.repeat(np.arange(80), weights)[::-1]
@@ -338,24 +348,22 @@ def test_weights_are_repetitions_and_order_does_not_matter(digits):
 
 def test_normalized_patches_predict_and_refuse_torch(digits):
     X, y = digits
-    model = ConvexBNConvClassifier(
-        (8, 8), patch_size=4, stride=2, normalize_patches=True, alpha=0.03, random_state=0
-    ).fit(X, y)
+    patches = Patches((8, 8), size=4, stride=2, normalize=True)
+    model = ConvexBNClassifier(0.03, patches=patches, random_state=0).fit(X, y)
     assert model.score(X, y) > 0.8
     assert model.patches_["contrast"] > 0
-    with pytest.raises(ValueError, match="normalize_patches=False"):
+    with pytest.raises(ValueError, match="normalize=False"):
         model.to_torch()
 
 
 def test_warm_start_goes_on_from_the_network(digits):
     X, y = digits
-    model = ConvexBNConvClassifier(
-        (8, 8), patch_size=4, stride=2, alpha=0.03, warm_start=True, random_state=0
-    ).fit(X, y)
+    patches = Patches((8, 8), size=4, stride=2)
+    model = ConvexBNClassifier(0.03, patches=patches, warm_start=True, random_state=0).fit(X, y)
     rounds = model.n_iter_
     assert rounds > 1
     assert model.fit(X, y).n_iter_ == 1
-    model.set_params(stride=1, max_iter=1)
+    model.set_params(patches__stride=1, max_iter=1)
     with pytest.warns(ConvergenceWarning):
         model.fit(X, y)  # other patches: from the start
     assert model.n_neurons_ == 0
@@ -363,9 +371,9 @@ def test_warm_start_goes_on_from_the_network(digits):
 
 def test_fit_changes_between_patches_and_rows(digits):
     X, y = digits[0][:100], digits[1][:100] % 2
-    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
-    assert model.fit(X, y).patches_["cells"] == 2
-    model.set_params(image_shape=None).fit(X, y)
+    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
+    assert model.fit(X, y).patches_["pool_stride"] == (1, 1)
+    model.set_params(patches=None).fit(X, y)
     assert not hasattr(model, "patches_")
     assert model.coefs_[0].shape[0] == 64
     assert type(model.to_torch()[0]).__name__ == "Linear"
@@ -375,37 +383,49 @@ def test_fit_changes_between_patches_and_rows(digits):
     ("parameters", "message"),
     [
         ({"image_shape": (8, 9)}, "has 72 values, but the rows of X have 64"),
-        ({"image_shape": (8,)}, "image_shape must be"),
-        ({"image_shape": (8.0, 8.0)}, "image_shape must be"),
-        ({"image_shape": (8, -8)}, "image_shape must be"),
-        ({"image_shape": 64}, "image_shape"),
-        ({"patch_size": 9}, "larger than the images"),
-        ({"patch_size": (3, 9)}, "larger than the images"),
-        ({"patch_size": 0}, "patch_size"),
-        ({"patch_size": (3, 0)}, "patch_size must be"),
-        ({"patch_size": (3, 3, 3)}, "patch_size must be"),
-        ({"stride": 0}, "stride"),
-        ({"pooling": 0}, "pooling"),
-        ({"patch_size": 7, "pooling": 3}, "pooling=3 is more than the 2 x 2 patches"),
-        ({"normalize_patches": "yes"}, "normalize_patches"),
-        ({"solver": "fista"}, "does not handle 25 patches of an image. Use solver='pursuit'"),
-        ({"solver": "closed_form"}, "does not handle 25 patches"),
-        (
-            {"activation": "gated_relu"},
-            "does not handle 25 patches of an image. Use activation='relu'.",
-        ),
+        ({"image_shape": (8,)}, "'image_shape' parameter of Patches must be"),
+        ({"image_shape": (8.0, 8.0)}, "'image_shape' parameter of Patches must be"),
+        ({"image_shape": (8, -8)}, "'image_shape' parameter of Patches must be"),
+        ({"image_shape": 64}, "'image_shape' parameter of Patches must be"),
+        ({"size": 9}, "larger than the images"),
+        ({"size": (3, 9)}, "larger than the images"),
+        ({"size": 0}, "'size' parameter of Patches must be"),
+        ({"size": (3, 0)}, "'size' parameter of Patches must be"),
+        ({"size": (3, 3, 3)}, "'size' parameter of Patches must be"),
+        ({"stride": 0}, "'stride' parameter of Patches must be"),
+        ({"pooling": 0}, "'pooling' parameter of Patches must be"),
+        ({"size": 7, "pooling": 3}, "'pooling' parameter of Patches, 3, is more than the 2 x 2"),
+        ({"normalize": "yes"}, "'normalize' parameter of Patches must be"),
     ],
 )
 def test_bad_parameters_are_refused_before_work(parameters, message, digits):
-    model = ConvexBNConvClassifier(**{"image_shape": (8, 8), "patch_size": 4, **parameters})
+    patches = Patches(**{"image_shape": (8, 8), "size": 4, **parameters})
+    model = ConvexBNClassifier(patches=patches)
     with pytest.raises(ValueError, match=message):
         model.fit(*digits)
     assert not hasattr(model, "coefs_")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"solver": "fista"}, "does not handle 25 patches of an image .* Use solver='pursuit'"),
+        ({"solver": "cvxpy"}, "does not handle 25 patches of an image .* Use solver='pursuit'"),
+        ({"solver": "closed_form"}, "does not handle 3750 patches of rank"),
+        ({"patches": (8, 8)}, "'patches' parameter of ConvexBNClassifier must be"),
+    ],
+)
+def test_what_does_not_go_with_patches_is_refused_with_a_remedy(parameters, message, digits):
+    X, y = digits
+    model = ConvexBNClassifier(**{"patches": Patches((8, 8), size=4), **parameters})
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, y % 2)
+    assert not hasattr(model, "coefs_")
+
+
 def test_images_of_another_shape_are_refused(digits):
     X, y = digits[0][:60], digits[1][:60] % 2
-    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
+    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
     with pytest.raises(ValueError, match=r"X has images of shape \(4, 16\)"):
         model.fit(X.reshape(-1, 4, 16), y)
     model.fit(X.reshape(-1, 8, 8), y)
@@ -419,9 +439,9 @@ def test_images_of_another_shape_are_refused(digits):
 
 def test_failed_fit_leaves_the_model_as_it_was(digits):
     X, y = digits[0][:100], digits[1][:100] % 2
-    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
+    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
     before = model.fit(X, y).decision_function(X)
-    model.set_params(patch_size=9)
+    model.set_params(patches__size=9)
     with pytest.raises(ValueError, match="larger"):
         model.fit(X, y)
     np.testing.assert_array_equal(model.decision_function(X), before)
@@ -429,7 +449,7 @@ def test_failed_fit_leaves_the_model_as_it_was(digits):
 
 def test_transformer_gives_pooled_activations(digits):
     X, y = digits
-    conv = ConvexBNConvClassifier((8, 8), patch_size=4, stride=2, alpha=0.05, random_state=0)
+    conv = ConvexBNClassifier(0.05, patches=Patches((8, 8), size=4, stride=2), random_state=0)
     layer = ConvexBNTransformer(conv).fit(X.reshape(-1, 8, 8), y)
     H, fitted = layer.transform(X), layer.estimator_
     assert H.shape == (150, 4 * fitted.n_neurons_) == (150, len(layer.get_feature_names_out()))
@@ -439,8 +459,132 @@ def test_transformer_gives_pooled_activations(digits):
     np.testing.assert_array_equal(layer.transform(X.reshape(-1, 8, 8)), H)
 
 
-def test_certify_refuses_convolutional_networks(digits):
+# ------------------------------------------------- what comes with patches besides estimators
+
+
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_certify_agrees_with_the_fit_for_our_network_and_for_its_torch_form(pooling, digits):
+    X, y = digits[0][:100], digits[1][:100] % 3
+    patches = Patches((8, 8), size=4, stride=2, pooling=pooling)
+    model = ConvexBNClassifier(0.05, patches=patches, tol=1e-2, random_state=0).fit(X, y)
+    arguments = {"alpha": 0.05, "n_starts": 2000, "random_state": 0}
+    own = certify(model, X, y, **arguments)
+    assert own.objective == pytest.approx(model.objective_, rel=1e-9)
+    assert own.gap <= 0.02  # the search is another one than that of the fit
+    maps = X.reshape(-1, 1, 8, 8)
+    for fold in (False, True):
+        other = certify(model.to_torch(fold=fold), maps, y, **arguments)
+        assert other.objective == pytest.approx(model.objective_, rel=1e-9)
+        assert other.lower_bound == pytest.approx(own.lower_bound, rel=1e-6)
+    assert own.direction.weights.shape == (16,)
+    assert own.direction.output.shape == (3 * pooling**2,)
+
+
+def test_certify_finds_what_a_convolutional_network_lacks(digits):
     X, y = digits[0][:100], digits[1][:100] % 2
-    model = ConvexBNConvClassifier((8, 8), patch_size=4, stride=4, alpha=0.1, random_state=0)
-    with pytest.raises((TypeError, ValueError), match="patches"):
-        certify(model.fit(X, y), X, y, alpha=0.1)
+    patches = Patches((8, 8), size=4, stride=2)
+    model = ConvexBNClassifier(0.05, patches=patches, random_state=0).fit(X, y)
+    network = model.to_torch()
+    with torch.no_grad():
+        network[-1].weight *= 0.5
+    far = certify(network, X.reshape(-1, 1, 8, 8), y, alpha=0.05, random_state=0)
+    assert far.objective > model.objective_ * 1.01
+    assert far.lower_bound <= model.objective_
+    assert far.gap >= (far.objective - model.objective_) / far.objective
+    with pytest.raises(ValueError, match=r"channels, height, width"):
+        certify(network, X, y, alpha=0.05)
+    with pytest.raises(ValueError, match="do not fit images"):
+        certify(network, np.ones((100, 2, 8, 8)), y, alpha=0.05)
+    network[0].padding = (1, 1)
+    with pytest.raises(ValueError, match="default padding"):
+        certify(network, X.reshape(-1, 1, 8, 8), y, alpha=0.05)
+
+
+def test_path_and_alpha_max_of_images(digits):
+    X, y = digits[0][:80].reshape(-1, 8, 8), digits[1][:80] % 2
+    settings = {"patches": Patches(size=4, stride=2), "random_state": 0}
+    top = alpha_max(X, y, **settings)
+    assert ConvexBNClassifier(1.001 * top, **settings).fit(X, y).n_neurons_ == 0
+    assert ConvexBNClassifier(0.8 * top, **settings).fit(X, y).n_neurons_ > 0
+    alphas, networks, gaps = convexbn_path(X, y, alphas=[0.5 * top, 0.1 * top], **settings)
+    model = ConvexBNClassifier(0.1 * top, **settings).fit(X, y)
+    assert (gaps <= 0.01).all()
+    F = networks[1].forward(X)
+    p = 1.0 / (1.0 + np.exp(-F[:, 0]))
+    mass = np.linalg.norm(networks[1].coefs[1].reshape(len(networks[1].intercepts[0]), -1), axis=1)
+    objective = log_loss(y, p) + alphas[1] * (mass**2).sum()
+    assert objective == pytest.approx(model.objective_, rel=0.02)
+
+
+def test_cross_validation_and_grid_search_of_images(digits):
+    X, y = digits[0][:100], digits[1][:100] % 2
+    patches = Patches((8, 8), size=4, stride=4)
+    search = ConvexBNClassifierCV(alphas=[0.1, 0.01], patches=patches, cv=2, random_state=0)
+    search.fit(X, y)
+    assert search.score(X, y) > 0.9
+    plain = ConvexBNClassifier(search.alpha_, patches=patches, random_state=0).fit(X, y)
+    assert search.objective_ == pytest.approx(plain.objective_, rel=0.011)
+    grid = GridSearchCV(plain, {"patches__stride": [2, 4]}, cv=2).fit(X, y)
+    assert grid.best_estimator_.patches.stride == grid.best_params_["patches__stride"]
+
+
+@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("softmax", 3)])
+def test_gated_program_of_pooled_units_has_the_optimum_of_an_independent_program(loss, C):
+    """Blocks (k, G C) behind each gate, written out by CVXPY."""
+    problem, whitening = conv_problem(loss, C, n=12)
+    gates = random_directions(whitening, 3, np.random.RandomState(0))
+    problem = replace(problem, activation="gated_relu", gates=gates)
+    result = solve(problem, "fista", tol=1e-6)
+    assert result.certificate.gap <= 1e-6
+    W, n = problem.pooling.weights, 12
+    A = [(problem.Z * (problem.Z @ g >= 0)[:, None]).reshape(n, 9, 5) for g in gates.T]
+    blocks, b = [cp.Variable((5, 4 * C)) for _ in A], cp.Variable((1, C))
+    fit = (
+        sum(
+            np.einsum("nkd,k->nd", a, W[:, g]) @ S[:, g * C : (g + 1) * C]
+            for a, S in zip(A, blocks, strict=True)
+            for g in range(4)
+        )
+        + np.ones((n, 1)) @ b
+    )
+    if loss == "squared":
+        mean = 0.5 * cp.sum_squares(fit - problem.Y) / n
+    else:
+        mean = cp.sum(cp.log_sum_exp(fit, axis=1) - cp.sum(cp.multiply(problem.Y, fit), axis=1)) / n
+    program = cp.Problem(cp.Minimize(mean + problem.alpha * sum(cp.normNuc(S) for S in blocks)))
+    program.solve(
+        solver="CLARABEL" if loss == "squared" else "SCS",
+        **({} if loss == "squared" else {"eps": 1e-8, "max_iters": 100_000}),
+    )
+    assert result.certificate.primal == pytest.approx(program.value, rel=1e-5)
+
+
+def test_gated_network_of_images_predicts_and_is_proven(digits):
+    X, y = digits[0][:100], digits[1][:100] % 3
+    patches = Patches((8, 8), size=4, stride=2)
+    model = ConvexBNClassifier(
+        0.02, patches=patches, activation="gated_relu", n_gates=20, random_state=0
+    ).fit(X, y)
+    assert model.certificate_.kind == "exact"
+    assert model.dual_gap_ <= 0.01
+    assert model.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["regression", "two classes", "three classes"])
+def test_closed_form_of_few_images_with_large_patches(kind):
+    """All patches independent: the pursuit, which knows no closed form, gets no lower."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(9, 10, 10))
+    classes = {"two classes": 2, "three classes": 3}
+    y = rng.normal(size=9) if kind == "regression" else np.arange(9) % classes[kind]
+    estimator = ConvexBNRegressor if kind == "regression" else ConvexBNClassifier
+    patches = Patches(size=9, pooling=1)
+    exact = estimator(0.02, patches=patches, solver="closed_form").fit(X, y)
+    assert exact.certificate_.kind == "exact"
+    assert exact.dual_gap_ <= 1e-8
+    searched = estimator(0.02, patches=patches, solver="pursuit", tol=1e-3, random_state=0).fit(
+        X, y
+    )
+    assert searched.objective_ >= exact.objective_ * (1 - 1e-9)
+    assert searched.objective_ == pytest.approx(exact.objective_, rel=2e-3)
+    assert estimator(0.02, patches=patches).fit(X, y).solver_.name == "closed_form"
