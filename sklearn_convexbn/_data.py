@@ -190,7 +190,7 @@ def scale_target(
     if deviation * size > LARGEST_DEVIATION:
         raise ValueError(
             f"y varies by {deviation * size:.3g} (root mean square): the objective, in squared "
-            f"units of y, leaves the range of float64. Divide y by a constant that brings this below "
+            f"units of y, leaves the range of float64. Divide y by a number that brings it below "
             f"{LARGEST_DEVIATION:.0e}."
         )
     return Y / deviation, TargetScaling(offset * size, deviation * size)
