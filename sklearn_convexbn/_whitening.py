@@ -259,7 +259,10 @@ def _principal_directions(centred: Centred) -> tuple[np.ndarray, np.ndarray]:
             np.finfo(float).eps * s[0], np.sqrt(right**2 @ noise**2)
         )
         rank = s > tolerance
-        # Not s * right, which is rounded anew: equal columns of very unequal others stay equal.
+        if _is_graded(scales) and rank.sum() < min(A.shape):
+            V = np.zeros((centred.shape[1], rank.sum()))
+            V[kept], s = _dependent_svd(A, int(rank.sum()), scales)
+            return s, _signed(V)
         A = left[:, rank].T @ A
     # The rows of the transpose are in the columns' units again.
     V = np.zeros((centred.shape[1], len(A)))
@@ -289,6 +292,32 @@ def _is_certainly_of_full_rank(A: np.ndarray, noise: np.ndarray) -> bool:
     return info == 0 and reciprocal > 1e3 * d * worst
 
 
+def _is_graded(scales: np.ndarray) -> bool:
+    """Return whether scales (d,) of columns are very unequal."""
+    return bool(scales.min() < GRADED * scales.max())
+
+
+def _dependent_svd(A: np.ndarray, rank: int, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return right singular vectors (d, r) and values (r,) of ``A * scales``, A of a given rank.
+
+    Columns that depend on others are written by their coefficients, without those that are
+    rounding: these would outweigh columns of much smaller scale.
+    """
+    R, order = linalg.qr(A, mode="r", pivoting=True)
+    first = R[:rank, :rank]
+    coefficients = linalg.solve_triangular(first, R[:rank, rank:])
+    coefficients[np.abs(coefficients) <= RANK_TOLERANCE * np.finfo(float).eps] = 0.0
+    basis = np.vstack([np.eye(rank), coefficients.T]) * scales[order, None]
+    rows = order[np.argsort(-scales[order], kind="stable")]
+    place = np.argsort(order)[rows]
+    Q, L, columns = linalg.qr(basis[place], mode="economic", pivoting=True)
+    core = L @ first.T[columns]
+    left, s = _graded_svd(core, np.abs(np.diag(L)))
+    V = np.empty((A.shape[1], rank))
+    V[rows] = Q @ left
+    return V, s
+
+
 def _graded_svd(A: np.ndarray, row_scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the left singular vectors (d, r) and singular values (r,) of A (d, r) of full rank.
 
@@ -296,7 +325,7 @@ def _graded_svd(A: np.ndarray, row_scales: np.ndarray) -> tuple[np.ndarray, np.n
     one-sided Jacobi method after QR with pivoting of rows and columns (Drmac and Veselic, "New fast
     and accurate Jacobi SVD algorithm", SIMAX 2008).
     """
-    if A.shape[1] and row_scales.min() < GRADED * row_scales.max():
+    if _is_graded(row_scales):
         # Options F, U, V, N, N, N: pivoting of rows; no small value is set to zero.
         s, left, _, work, _, info = lapack.dgejsv(A, joba=2, jobu=0, jobv=0, jobr=0, jobt=1, jobp=1)
         if info == 0:
