@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from sklearn_convexbn._patches import (
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._training import (
     FIT_CONSTRAINTS,
+    Prepared,
     Trained,
     TrainingSettings,
     check_for_shards,
@@ -147,6 +149,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
         """Solve the problem on canonical rows and set the fitted attributes."""
         prepared = prepare(data, settings)
+        _warn_of_lost_columns(prepared, getattr(self, "feature_names_in_", None))
         start = None
         if getattr(self, "warm_start", False) and hasattr(self, "coefs_"):
             start = prepared.start(self._network())
@@ -241,6 +244,22 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         return convolution_to_torch(
             self.coefs_, self.intercepts_, self.batch_norm_, grid, fold=fold
         )
+
+
+def _warn_of_lost_columns(prepared: Prepared, names: np.ndarray | None) -> None:
+    """Warn of columns that the network cannot depend on, by name or number."""
+    lost = prepared.whitening.lost_columns
+    if not len(lost):
+        return
+    shown = [repr(str(names[j])) if names is not None else str(j) for j in lost[:10]]
+    more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+    what = "values of patches" if prepared.patches is not None else "columns of X"
+    warnings.warn(
+        f"{len(lost)} {what} vary by no more than the rounding of their offset in float64 and are "
+        f"left out: {', '.join(shown)}{more}. Subtract their means before X becomes float64.",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def fitted_attributes(trained: Trained, alpha: float, scale: float) -> dict[str, Any]:

@@ -17,6 +17,12 @@ from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
+#: A target may vary by this much: its square, and a sum of some, are finite numbers.
+LARGEST_DEVIATION = 1e152
+
+#: Largest sample weights beyond these are brought to one; in between they stay as they are.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-900, 2.0**900
+
 
 @dataclass(frozen=True)
 class CanonicalData:
@@ -162,6 +168,11 @@ def scale_target(
     -------
     Y : ndarray of shape (n, C)
     scaling : TargetScaling
+
+    Raises
+    ------
+    ValueError
+        If y varies so much that its square is not a number.
     """
     p = weights / shards.total(weights.sum())
     # Dividing by the largest entry first keeps squares finite at any scale.
@@ -173,8 +184,28 @@ def scale_target(
     # Centring entries of size one leaves rounding errors of this size in a constant target.
     rounding = 8 * np.finfo(float).eps if fit_intercept else 0.0
     if deviation <= rounding:
-        return np.zeros_like(Y), TargetScaling(offset * size, size)
+        # The objective is zero in any unit whose square is a number.
+        unit = min(max(size, 1.0 / LARGEST_DEVIATION), LARGEST_DEVIATION)
+        return np.zeros_like(Y), TargetScaling(offset * size, unit)
+    if deviation * size > LARGEST_DEVIATION:
+        raise ValueError(
+            f"y varies by {deviation * size:.3g} (root mean square): the objective, in squared "
+            f"units of y, leaves the range of float64. Divide y by a number that brings it below "
+            f"{LARGEST_DEVIATION:.0e}."
+        )
     return Y / deviation, TargetScaling(offset * size, deviation * size)
+
+
+def summable_weights(weights: np.ndarray, shards: Shards = ALL_HERE) -> np.ndarray:
+    """Return row weights (n,), over a power of two where their sum would leave float64's range.
+
+    Only ratios of weights shape a network. Such weights count as if they had been given in the
+    other unit, in singular values and in automatic shrinkage.
+    """
+    largest = shards.maximum(float(weights.max(initial=0.0)))
+    if largest == 0.0 or SMALLEST_WEIGHT <= largest <= LARGEST_WEIGHT:
+        return weights
+    return np.ldexp(weights, -int(np.frexp(largest)[1]))
 
 
 def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:

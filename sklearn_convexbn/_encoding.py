@@ -16,6 +16,7 @@ from sklearn_convexbn._data import (
     canonical_data,
     one_hot,
     scale_target,
+    summable_weights,
 )
 from sklearn_convexbn._losses import LOSSES, Loss
 from sklearn_convexbn._patches import PatchGrid
@@ -105,7 +106,8 @@ def regression_data(
     -------
     TrainingData
     """
-    data = canonical_data(X, np.asarray(y, dtype=np.float64), sample_weight)
+    weights = summable_weights(sample_weight, shards)
+    data = canonical_data(X, np.asarray(y, dtype=np.float64), weights)
     Y, target = scale_target(
         data.y.reshape(len(data.rows), -1),
         data.weights,
@@ -147,7 +149,7 @@ def classification_data(
     ValueError
         For fewer than two classes of positive weight, or invalid class weights.
     """
-    weights = sample_weight
+    weights = summable_weights(sample_weight, shards)
     if isinstance(class_weight, dict):
         weights = weights * _weights_of_labels(y, class_weight, shards)
     classes = _labels(y[weights > 0], shards)

@@ -100,7 +100,7 @@ def recover_network(
     deviation = np.sqrt((q[:, :-1] ** 2 * whitening.spectrum[:-1]).sum(axis=1))
     batch_norm = {
         "mean": np.divide(
-            whitening.mean @ W, deviation, out=np.zeros_like(deviation), where=deviation > 0
+            whitening.mean_of(W), deviation, out=np.zeros_like(deviation), where=deviation > 0
         ),
         "var": np.ones_like(deviation),
         "scale": deviation,
@@ -132,9 +132,7 @@ def neurons_of_network(
     W = network.coefs[0]
     n_cells = 1 if network.patches is None else network.patches.pooling.n_cells
     v = network.coefs[1].reshape(-1, n_cells * network.coefs[1].shape[1]) / scale
-    q = np.empty((W.shape[1], whitening.n_components + 1))
-    q[:, :-1] = (whitening.components.T @ W).T * whitening.scales
-    q[:, -1] = network.intercepts[0] + whitening.mean @ W
+    q = whitening.coordinates(W, network.intercepts[0])
     offset = 0.0 if target is None else target.offset
     intercept = (network.intercepts[1] - offset) / scale
     if gates is None or network.gates is None:

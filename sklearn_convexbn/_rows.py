@@ -118,7 +118,7 @@ class Rows(RowBlocks):
 
     def __init__(self, X: Any, index: np.ndarray | None = None, device: str | None = None) -> None:
         if sparse.issparse(X):
-            X = X.tocsr()
+            X = sparse.csr_array(X)  # sums of rows of the *_matrix classes are matrices
             if not X.has_canonical_format:  # entries given in parts belong together
                 X = X.copy()
                 X.sum_duplicates()

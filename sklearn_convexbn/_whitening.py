@@ -14,22 +14,29 @@ from typing import Any
 
 import numpy as np
 from scipy import linalg
+from scipy.linalg import lapack
 
 from sklearn_convexbn._arrays import (
     Array,
     array_namespace,
     as_numpy,
-    is_tensor,
     like,
     on_device,
 )
-from sklearn_convexbn._rows import BLOCK_NUMBERS, RowBlocks, Rows
+from sklearn_convexbn._centring import Centred, triangle
+from sklearn_convexbn._rows import RowBlocks, Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 #: The decomposition is randomized where the smaller side of X is at least this size and at least
 #: this many times the number of components; so many more directions than asked for take part
 #: in so many iterations.
 RANDOMIZED_SIZE, RANDOMIZED_SHARE, OVERSAMPLING, SUBSPACE_ITERATIONS = 1000, 10, 20, 6
+
+#: Directions below this many roundings are not part of the rank.
+RANK_TOLERANCE = 16
+
+#: Columns are of unequal scales below this ratio.
+GRADED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Whitening:
     ----------
     mean : ndarray of shape (d,)
         Weighted mean of X.
+    remainder : ndarray of shape (d,)
+        What rounding has left out of the mean, which is ``mean + remainder``.
     components : ndarray of shape (d, k)
         Orthonormal principal directions V of X that are kept.
     scales : ndarray of shape (k,)
@@ -53,15 +62,20 @@ class Whitening:
     explained_variance_ratio : ndarray of shape (r,)
     shrinkage : float
         The shrinkage used, in [0, 1].
+    lost_columns : ndarray of int
+        Columns left out because they vary by no more than the rounding of their offset. Constant
+        columns are not among them.
     """
 
     mean: np.ndarray
+    remainder: np.ndarray
     components: np.ndarray
     scales: np.ndarray
     spectrum: np.ndarray
     singular_values: np.ndarray
     explained_variance_ratio: np.ndarray
     shrinkage: float
+    lost_columns: np.ndarray
 
     @property
     def n_components(self) -> int:
@@ -82,7 +96,7 @@ class Whitening:
         if rows.stay_sparse:
             Z[:, -1] = 1.0
             for block, part in rows.multipliable(0):
-                centre = self.mean @ self.components
+                centre = self.mean @ self.components + self.remainder @ self.components
                 Z[block, :-1] = (part @ self.components - centre) / self.scales
             return Z
         for block, part in rows.blocks():
@@ -92,15 +106,28 @@ class Whitening:
     def of_block(self, X: Array, dtype: Any) -> Array:
         """Map rows of X (n, d), float64, to rows of Z (n, k + 1) of a dtype."""
         mean, components, scales = (like(a, X) for a in (self.mean, self.components, self.scales))
+        rest = like(self.remainder @ self.components, X)
         xp = array_namespace(X)
         Z = xp.ones((len(X), self.n_components + 1), dtype=dtype, **on_device(X))
-        Z[:, :-1] = (X - mean) @ components / scales
+        Z[:, :-1] = ((X - mean) @ components - rest) / scales
         return Z
 
     def hidden_layer(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (d, m) and biases (m,) with ``X @ W + b == Z(X) @ directions.T``."""
         W = self.components @ (directions[:, :-1] / self.scales).T
-        return W, directions[:, -1] - self.mean @ W
+        return W, directions[:, -1] - self.mean_of(W)
+
+    def mean_of(self, W: np.ndarray) -> np.ndarray:
+        """Return the mean of ``X @ W`` (m,) for weights W (d, m)."""
+        return self.mean @ W + self.remainder @ W
+
+    def coordinates(self, W: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        """Return the directions (m, k + 1) of units ``X @ W + offset``.
+
+        The inverse of :meth:`hidden_layer` on what it returns.
+        """
+        q = (self.components.T @ W).T * self.scales
+        return np.column_stack([q, offset + self.mean_of(W)])
 
 
 def whiten(
@@ -148,7 +175,7 @@ def whitening_of(
     an approximation; the rows are whitened exactly in the directions that are found. All singular
     values are then not known.
     """
-    centred = _Centred.of(X if isinstance(X, RowBlocks) else Rows(X), weights, shards)
+    centred = Centred.of(X if isinstance(X, RowBlocks) else Rows(X), weights, shards)
     randomized = _is_randomized(centred.shape, n_components, shrinkage)
     if randomized:
         s, V = _leading_directions(centred, int(n_components))  # type: ignore[arg-type]
@@ -162,109 +189,19 @@ def whitening_of(
     automatic = shrinkage == "auto"
     d = _ledoit_wolf(centred, variances) if automatic else float(shrinkage)
     level = float(variances.mean()) if s.size else 0.0
-    shrunk = (1.0 - d) * variances[:k] + d * level
+    # Squares of the smallest may underflow, so that they are not taken without need.
+    scales = np.sqrt((1.0 - d) * variances[:k] + d * level) if d > 0.0 else s[:k]
     return Whitening(
         mean=as_numpy(centred.mean),
+        remainder=as_numpy(centred.remainder),
         components=V[:, :k],
-        scales=np.sqrt(shrunk) * centred.size,
-        spectrum=np.append(variances[:k] / shrunk, 1.0),
+        scales=scales * centred.size,
+        spectrum=np.append((s[:k] / scales) ** 2, 1.0),
         singular_values=s * centred.size * np.sqrt(centred.total),
         explained_variance_ratio=ratio,
         shrinkage=d,
+        lost_columns=centred.lost,
     )
-
-
-@dataclass(frozen=True)
-class _Centred:
-    """Rows of X less their weighted mean over a number of their size, as they are asked for.
-
-    `noise` is the size of X beside that of the centred rows: rounding in X - mean is relative to
-    the former. `variance` is the total variance and `fourth` the mean fourth power of the length.
-    These and `shape` are of the rows of all shards.
-    """
-
-    rows: RowBlocks
-    p: Array
-    total: float
-    mean: Array
-    size: float
-    noise: float
-    variance: float
-    fourth: float
-    shape: tuple[int, int]
-    shards: Shards
-
-    @classmethod
-    def of(cls, rows: RowBlocks, weights: np.ndarray, shards: Shards) -> _Centred:
-        total = shards.total(float(weights.sum()))
-        p = like(weights / total, rows.example)
-        if isinstance(rows, Rows) and rows.stay_sparse:
-            return cls._of_sparse(rows, p, total, shards)
-        mean = shards.total(sum(p[block] @ X for block, X in rows.blocks()))
-        size = largest = 0.0
-        for _, X in rows.blocks():
-            size = max(size, float(abs(X - mean).max()))
-            largest = max(largest, float(abs(X).max()))
-        size, largest = shards.maximum(size) or 1.0, shards.maximum(largest)
-        variance = fourth = 0.0
-        for block, X in rows.blocks():
-            squares = (((X - mean) / size) ** 2).sum(axis=1)
-            variance += float(p[block] @ squares)
-            fourth += float(p[block] @ squares**2)
-        variance, fourth, n = shards.totals(variance, fourth, float(len(rows)))
-        shape, noise = (int(n), rows.shape[1]), largest / size
-        return cls(rows, p, total, mean, size, noise, variance, fourth, shape, shards)
-
-    @classmethod
-    def _of_sparse(cls, rows: Rows, p: np.ndarray, total: float, shards: Shards) -> _Centred:
-        """Do the same without subtracting the mean from rows."""
-        mean = shards.total(rows.transposed_dot(p[:, None])[:, 0])
-        largest = float(max(abs(rows.X.min()), abs(rows.X.max())))
-        size = shards.maximum(max(largest, float(np.abs(mean).max()))) or 1.0
-        largest = shards.maximum(largest)
-        variance = fourth = 0.0
-        for block, X in rows.multipliable(0):
-            squares = X.multiply(X).sum(axis=1) - 2.0 * (X @ mean) + mean @ mean
-            squares = np.maximum(squares, 0.0) / size**2
-            variance += float(p[block] @ squares)
-            fourth += float(p[block] @ squares**2)
-        variance, fourth, n = shards.totals(variance, fourth, float(len(rows)))
-        shape, noise = (int(n), rows.shape[1]), largest / size
-        return cls(rows, p, total, mean, size, noise, variance, fourth, shape, shards)
-
-    def weighted(self, rows: slice) -> Array:
-        """Return centred rows times the square roots of their weights (rows, d)."""
-        return (self.rows[rows] - self.mean) * (self.p[rows] ** 0.5 / self.size)[:, None]
-
-    def dot(self, V: Array) -> Array:
-        """Return the product (n, m) of all rows of :meth:`weighted` with V (d, m)."""
-        return (self.rows.dot(V) - self.mean @ V) * (self.p**0.5 / self.size)[:, None]
-
-    def transposed_dot(self, W: Array) -> Array:
-        """Return the product (d, m) of the transpose of :meth:`weighted` with W (n, m)."""
-        W = W * (self.p**0.5 / self.size)[:, None]
-        return self.shards.total(self.rows.transposed_dot(W) - self.mean[:, None] * W.sum(axis=0))
-
-    def factor(self) -> np.ndarray:
-        """Return a matrix (at most d, d) with the singular values and right vectors of all rows.
-
-        That is the triangle of a QR factorization, updated block by block, or the rows
-        themselves where they are fewer than d.
-        """
-        factor = self.shards.joined(self._factor_here())
-        return (
-            factor if self.shards.size == 1 or len(factor) <= factor.shape[1] else _triangle(factor)
-        )
-
-    def _factor_here(self) -> np.ndarray:
-        n, d = self.rows.shape
-        if n <= d:
-            return as_numpy(self.weighted(slice(0, n)))
-        R, step = None, max(4 * d, BLOCK_NUMBERS // max(1, d))
-        for start in range(0, n, step):
-            block = self.weighted(slice(start, min(start + step, n)))
-            R = _triangle(block if R is None else array_namespace(R).concatenate([R, block]))
-        return as_numpy(R)
 
 
 def _orthonormal(W: Array, shards: Shards) -> Array:
@@ -277,13 +214,6 @@ def _orthonormal(W: Array, shards: Shards) -> Array:
     return Q @ like(top[start : start + len(R)], Q)
 
 
-def _triangle(A: Array) -> Array:
-    """Return R of a QR factorization of A (m, d), shape (at most d, d)."""
-    if is_tensor(A):
-        return array_namespace(A).linalg.qr(A, mode="r")[1]
-    return linalg.qr(A, mode="r", check_finite=False)[0][: A.shape[1]]
-
-
 def _is_randomized(
     shape: tuple[int, int], n_components: int | float | None, shrinkage: float | str
 ) -> bool:
@@ -292,7 +222,7 @@ def _is_randomized(
     return few and min(shape) >= RANDOMIZED_SIZE and shrinkage == 0.0
 
 
-def _leading_directions(centred: _Centred, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _leading_directions(centred: Centred, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return about the k largest singular values and their right vectors (d, k).
 
     Randomized subspace iteration (Halko, Martinsson and Tropp, "Finding structure with
@@ -304,31 +234,104 @@ def _leading_directions(centred: _Centred, k: int) -> tuple[np.ndarray, np.ndarr
     qr = array_namespace(V).linalg.qr
     for _ in range(SUBSPACE_ITERATIONS):
         V = qr(centred.transposed_dot(_orthonormal(centred.dot(V), centred.shards)))[0]
-    factor = centred.shards.joined(as_numpy(_triangle(centred.dot(V))))
-    _, s, rotation = linalg.svd(_triangle(factor))
+    factor = centred.shards.joined(as_numpy(triangle(centred.dot(V))))
+    _, s, rotation = linalg.svd(triangle(factor))
     V = as_numpy(V)
     rank = int(np.count_nonzero(s > np.finfo(float).eps * max(centred.shape) * s[0]))
     return s[: min(k, rank)], _signed((V @ rotation.T)[:, : min(k, rank)])
 
 
-def _principal_directions(centred: _Centred) -> tuple[np.ndarray, np.ndarray]:
+def _principal_directions(centred: Centred) -> tuple[np.ndarray, np.ndarray]:
     """Return the singular values (r,) and right singular vectors (d, r) up to the rank.
 
-    The smaller side is decomposed: LAPACK reduces the transpose of a wide matrix by a QR
-    factorization first, so 200 x 10000 costs as much as its 200 x 200 triangle. Directions at
-    rounding level, relative to the largest one or to the data that were centred, are not part
-    of the rank.
+    The rank is that of the rows with all columns at scale one, so that a column's unit does not
+    matter. Directions at rounding level there, relative to the largest one or to the offsets that
+    were subtracted from the columns that take part in them, are not part of it.
     """
-    n, d = centred.shape
-    if min(n, d) == 0:
-        return np.zeros(0), np.zeros((d, 0))
-    A = centred.factor()
-    wide = A.shape[0] < A.shape[1]
-    left, s, right = linalg.svd(A.T if wide else A, full_matrices=False)
-    V = left if wide else right.T
-    tolerance = np.finfo(float).eps * max(n, d) * max(float(s[0]), centred.noise)
-    rank = int(np.count_nonzero(s > tolerance))
-    return s[:rank], _signed(V[:, :rank])
+    kept = np.flatnonzero(centred.scales)
+    if min(len(kept), centred.shape[0]) == 0:
+        return np.zeros(0), np.zeros((centred.shape[1], 0))
+    scales, noise = centred.scales[kept], centred.noise[kept]
+    A = centred.factor()[:, kept]
+    if not _is_certainly_of_full_rank(A, noise):
+        left, s, right = _svd(A)
+        tolerance = RANK_TOLERANCE * np.maximum(
+            np.finfo(float).eps * s[0], np.sqrt(right**2 @ noise**2)
+        )
+        rank = s > tolerance
+        if _is_graded(scales) and rank.sum() < min(A.shape):
+            V = np.zeros((centred.shape[1], rank.sum()))
+            V[kept], s = _dependent_svd(A, int(rank.sum()), scales)
+            return s, _signed(V)
+        A = left[:, rank].T @ A
+    # The rows of the transpose are in the columns' units again.
+    V = np.zeros((centred.shape[1], len(A)))
+    V[kept], s = _graded_svd(A.T * scales[:, None], scales)
+    return s, _signed(V)
+
+
+def _svd(A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a thin singular value decomposition.
+
+    LAPACK reduces a tall matrix by a QR factorization first, so 200 x 10000 is transposed and costs
+    as much as its 200 x 200 triangle.
+    """
+    if A.shape[0] >= A.shape[1]:
+        return linalg.svd(A, full_matrices=False)
+    left, s, right = linalg.svd(A.T, full_matrices=False)
+    return right.T, s, left.T
+
+
+def _is_certainly_of_full_rank(A: np.ndarray, noise: np.ndarray) -> bool:
+    """Return whether a triangle A (d, d) is far from deficient, by an estimate of its condition."""
+    d = A.shape[1]
+    if A.shape[0] != d or np.tril(A, -1).any():
+        return False
+    reciprocal, info = lapack.dtrcon(A, norm="1", uplo="U")
+    worst = max(float(np.finfo(float).eps), float(noise.max()))
+    return info == 0 and reciprocal > 1e3 * d * worst
+
+
+def _is_graded(scales: np.ndarray) -> bool:
+    """Return whether scales (d,) of columns are very unequal."""
+    return bool(scales.min() < GRADED * scales.max())
+
+
+def _dependent_svd(A: np.ndarray, rank: int, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return right singular vectors (d, r) and values (r,) of ``A * scales``, A of a given rank.
+
+    Columns that depend on others are written by their coefficients, without those that are
+    rounding: these would outweigh columns of much smaller scale.
+    """
+    R, order = linalg.qr(A, mode="r", pivoting=True)
+    first = R[:rank, :rank]
+    coefficients = linalg.solve_triangular(first, R[:rank, rank:])
+    coefficients[np.abs(coefficients) <= RANK_TOLERANCE * np.finfo(float).eps] = 0.0
+    basis = np.vstack([np.eye(rank), coefficients.T]) * scales[order, None]
+    rows = order[np.argsort(-scales[order], kind="stable")]
+    place = np.argsort(order)[rows]
+    Q, L, columns = linalg.qr(basis[place], mode="economic", pivoting=True)
+    core = L @ first.T[columns]
+    left, s = _graded_svd(core, np.abs(np.diag(L)))
+    V = np.empty((A.shape[1], rank))
+    V[rows] = Q @ left
+    return V, s
+
+
+def _graded_svd(A: np.ndarray, row_scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the left singular vectors (d, r) and singular values (r,) of A (d, r) of full rank.
+
+    Where the rows are of very unequal scales, all digits of the small ones come from the
+    one-sided Jacobi method after QR with pivoting of rows and columns (Drmac and Veselic, "New fast
+    and accurate Jacobi SVD algorithm", SIMAX 2008).
+    """
+    if _is_graded(row_scales):
+        # Options F, U, V, N, N, N: pivoting of rows; no small value is set to zero.
+        s, left, _, work, _, info = lapack.dgejsv(A, joba=2, jobu=0, jobv=0, jobr=0, jobt=1, jobp=1)
+        if info == 0:
+            return left, s * (work[0] / work[1])
+    left, s, _ = _svd(A)
+    return left, s
 
 
 def _signed(V: np.ndarray) -> np.ndarray:
@@ -348,7 +351,7 @@ def _number_kept(n_components: int | float | None, ratio: np.ndarray) -> int:
     return min(int(np.searchsorted(np.cumsum(ratio), n_components, side="right")) + 1, rank)
 
 
-def _ledoit_wolf(centred: _Centred, variances: np.ndarray) -> float:
+def _ledoit_wolf(centred: Centred, variances: np.ndarray) -> float:
     """Return the Ledoit-Wolf shrinkage on the range of the covariance.
 
     Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance

@@ -6,7 +6,7 @@ from scipy import sparse
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 
-from sklearn_convexbn import _rows, _whitening
+from sklearn_convexbn import _centring, _rows
 from sklearn_convexbn._whitening import _number_kept, whiten, whitening_of
 
 
@@ -233,7 +233,7 @@ def test_blocks_and_storage_make_no_difference(kind, n, d, monkeypatch):
     X = _data(n, d) * (rng.random((n, d)) < 0.3)
     whole = whitening_of(X, _weights(n), shrinkage="auto")
     monkeypatch.setattr(_rows, "BLOCK_NUMBERS", 7 * d)
-    monkeypatch.setattr(_whitening, "BLOCK_NUMBERS", 7 * d)
+    monkeypatch.setattr(_centring, "BLOCK_NUMBERS", 7 * d)
     given = sparse.csr_array(X) if kind == "sparse" else X
     Z, parts = whiten(given, _weights(n), shrinkage="auto")
     assert parts.shrinkage == pytest.approx(whole.shrinkage, rel=1e-9)
