@@ -15,6 +15,7 @@ from sklearn_convexbn._units._vertices import circle_maxima, fresh_starts, verti
 from sklearn_convexbn._units._whitened import WhitenedUnits
 from sklearn_convexbn._whitening import Whitening
 from sklearn_convexbn.solvers._pursuit import (
+    Pursuit,
     _TorchProblem,
     merge_equal_units,
     refit,
@@ -155,6 +156,21 @@ def test_rows_in_float32_give_nearly_the_same_network(problem):
     assert result.certificate.primal == pytest.approx(reference.certificate.primal, rel=2e-3)
     # The network is judged in float64, and keeps what was promised on unrounded rows.
     assert problem.objective(result.neurons) == pytest.approx(result.certificate.primal, rel=1e-6)
+
+
+def test_no_fit_over_all_arrangements_ends_without_the_certifying_search(problem, monkeypatch):
+    efforts, search = [], Search.__call__
+
+    def noted(self, Lambda, known, effort):
+        efforts.append(effort)
+        return search(self, Lambda, known, effort)
+
+    monkeypatch.setattr(Search, "__call__", noted)
+    result = solve(problem, Pursuit(certify_factor=7), tol=0.02)
+    assert result.converged
+    assert result.certificate.kind == "estimated"
+    assert efforts[-1].n_starts == 700
+    assert [effort.n_starts for effort in efforts].count(100) >= result.n_iter
 
 
 def test_search_of_a_perfect_fit_finds_nothing():

@@ -146,7 +146,7 @@ class Pursuit(Solver):
         if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
         bounded = found.joined(proven(problem, Lambda))
-        if bounded.is_tight or _gap(problem, neurons, bounded) <= settings.tol:
+        if bounded.proven and (bounded.is_tight or _gap(problem, neurons, bounded) <= settings.tol):
             return bounded
         return found.joined(Found(*search(Lambda, known, certifying)))
 
