@@ -6,6 +6,11 @@ PIP := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python $(PIP) -c constraints.txt
 TEST := -m pytest -n 2
 
+# What is run under several kernels of OpenBLAS.
+NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,arrangements certify closed_form estimators \
+	exact_search fista fuzz lasso losses multi_output_refit network patches path problem pursuit \
+	relu_lists scales sklearn_checks small_programs solvers units whitened_rows whitening))
+
 # The two ends of the support range, each in a venv of its own. On Linux each downloads about
 # 3 GB and takes 6 GB of disk, nearly all of it CUDA libraries that torch is linked with.
 OLDEST := .venv-oldest
@@ -13,13 +18,21 @@ OLDEST_PYTHON ?= python3.11
 NEWEST := .venv-newest
 NEWEST_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-range test-oldest test-newest lint docs bench study clean
+.PHONY: demo test test-kernels test-range test-oldest test-newest lint docs bench study clean
 
 demo: $(VENV)/.installed
 	MPLBACKEND=Agg $(BIN)/python examples/plot_digits.py
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
+
+# OpenBLAS chooses its kernel by the processor, and results differ in their last digits from one to
+# another: what computes, and scikit-learn's checks, with a kernel for AVX-512, if the processor has
+# it, and with an old one and two threads.
+test-kernels: $(VENV)/.installed-test
+	if grep -qs avx512f /proc/cpuinfo; then \
+		OPENBLAS_CORETYPE=SkylakeX OMP_NUM_THREADS=1 $(BIN)/python $(TEST) $(NUMERICAL); fi
+	OPENBLAS_CORETYPE=Sandybridge OMP_NUM_THREADS=2 $(BIN)/python $(TEST) $(NUMERICAL)
 
 test-range: test-oldest test-newest
 
