@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -11,7 +10,6 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 
-from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._bound import Found, proven, searched
 from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn._device import plain_torch, resolve_device
@@ -24,11 +22,10 @@ from sklearn_convexbn._encoding import (
 from sklearn_convexbn._foreign import Layers, read_network
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._network import Network, forward, neurons_of_network
-from sklearn_convexbn._patches import flattened
 from sklearn_convexbn._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
-from sklearn_convexbn._validation import image_array, natural_array, validated_data
+from sklearn_convexbn._validation import natural_array, validated_data
 from sklearn_convexbn._whitening import Whitening
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
@@ -269,7 +266,7 @@ def certify(
     check_arguments("certify", arguments, CONSTRAINTS)
     refuse_shards("certify")
     device = resolve_device(device)
-    layers, X = _as_rows(read_network(network), X)
+    layers = read_network(network, X)
     fit_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
     data = _training_data(layers, X, y, sample_weight, loss, fit_intercept)
     problem, whitening = state_problem(
@@ -293,21 +290,6 @@ def certify(
     return _certificate(problem, whitening, neurons, Lambda, found, data.scale**2, stationarity_tol)
 
 
-def _as_rows(layers: Layers, X: Any) -> tuple[Layers, Any]:
-    """Return images as rows, as the network takes them, and the network with their patches."""
-    if layers.convolution is None:
-        return layers, X if layers.grid is None else flattened(X, layers.grid.image_shape)
-    X = image_array(X)
-    if len(X.shape) != 4:
-        raise ValueError(
-            "A network with Conv2d needs X of shape (n_samples, channels, height, width). Got "
-            f"{len(X.shape)} dimensions."
-        )
-    X = np.moveaxis(as_numpy(X), 1, 3)
-    shape = int(X.shape[1]), int(X.shape[2]), int(X.shape[3])
-    return layers.for_images(shape), flattened(X, shape)
-
-
 def _training_data(
     layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | None, fit_intercept: bool
 ) -> TrainingData:
@@ -316,10 +298,9 @@ def _training_data(
     labels = loss == "log_loss" if layers.estimator is None else is_classifier(layers.estimator)
     if loss not in ("squared_error", "log_loss") or (loss == "log_loss" and not labels):
         raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
+    X = layers.as_rows(X)
     X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
-    n_features, n_outputs = len(layers.coefs[0]), layers.coefs[1].shape[1]
-    if layers.grid is not None:
-        n_features = prod(layers.grid.image_shape)
+    n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
     if not labels:
@@ -330,7 +311,7 @@ def _training_data(
         if loss == "log_loss" and len(data.classes) == n_outputs == 2:
             data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
     _check_outputs(layers, data, loss)
-    return data if layers.grid is None else replace(data, patches=layers.grid)
+    return replace(data, patches=layers.patches)
 
 
 def _default_loss(layers: Layers, y: Any) -> str:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, is_regressor
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_convexbn._arrays import as_numpy
 from sklearn_convexbn._network import Network
-from sklearn_convexbn._patches import PatchGrid, windows
+from sklearn_convexbn._patches import PatchGrid, flattened, windows
 from sklearn_convexbn._validation import named
 
 ACCEPTED = (
     "network must be a fitted ConvexBNRegressor, ConvexBNClassifier, MLPRegressor or "
     "MLPClassifier of one hidden layer, or a torch.nn.Sequential of (Linear, BatchNorm1d, ReLU, "
-    "Linear) or (Linear, ReLU, Linear), or of (Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten, "
-    "Linear), with or without BatchNorm2d."
+    "Linear), (Linear, ReLU, Linear) or (Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten, Linear), "
+    "the last with or without BatchNorm2d."
 )
 
 
@@ -45,11 +47,9 @@ class Layers:
         Whether the output intercept was trained.
     estimator : BaseEstimator or None
         The scikit-learn estimator that the network was read from.
-    convolution : Convolution or None
-        How a convolutional torch network cuts and pools.
-    grid : PatchGrid or None
-        How images are cut; then d is the number of values of a patch, and the output weights are
-        (m G, C), those of a unit together.
+    patches : PatchGrid or None
+        Of a convolutional network with G cells: d values of a patch, and output weights (m G, C),
+        those of a unit together.
     """
 
     coefs: list[np.ndarray]
@@ -57,8 +57,20 @@ class Layers:
     batch_norm: BatchNorm | None
     has_output_bias: bool
     estimator: BaseEstimator | None = None
-    convolution: Convolution | None = None
-    grid: PatchGrid | None = None
+    patches: PatchGrid | None = None
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns of X, as rows."""
+        return len(self.coefs[0]) if self.patches is None else prod(self.patches.image_shape)
+
+    def as_rows(self, X: Any) -> Any:
+        """Return X, as the network takes it, as rows; images with their channels last."""
+        if self.patches is None:
+            return X
+        if self.estimator is None:
+            X = as_numpy(X).transpose(0, 2, 3, 1)
+        return flattened(X, self.patches.image_shape)
 
     @property
     def name(self) -> str:
@@ -70,73 +82,26 @@ class Layers:
         own = getattr(self.estimator, name, None) if given is None else given
         return default if own is None else own
 
-    def for_images(self, image_shape: tuple[int, int, int]) -> Layers:
-        """Return a convolutional torch network for images (height, width, channels).
-
-        Raises
-        ------
-        ValueError
-            If they are not those of the network.
-        """
-        assert self.convolution is not None
-        grid = self.convolution.grid(image_shape)
-        n_outputs, m = self.coefs[1].shape[1], len(self.intercepts[0])
-        if len(self.coefs[0]) != grid.n_features or len(self.coefs[1]) != m * grid.pooling.n_cells:
-            raise ValueError(
-                f"The network's layers do not fit images of {image_shape} (height, width, "
-                f"channels): {grid.n_features} values of a patch and {m * grid.pooling.n_cells} "
-                f"pooled activations, but weights for {len(self.coefs[0])} and "
-                f"{len(self.coefs[1])} in {n_outputs} outputs."
-            )
-        return replace(self, grid=grid)
-
     def folded(self, X: np.ndarray, weights: np.ndarray) -> Network:
         """Fold batch normalization with the statistics of rows X (n, d) of weights (n,).
 
-        The rows are patches where there are any. The variance is the population variance, as in
-        torch's train mode, and eps is added to it; a weight of 2 is the row twice.
+        Of a convolutional network these are the patches of all images.
+        The variance is the population variance, as in torch's train mode, and eps is added to
+        it; a weight of 2 is the row twice.
         """
         if self.batch_norm is None:
-            return Network(self.coefs, self.intercepts, {}, patches=self.grid)
+            return Network(self.coefs, self.intercepts, {}, patches=self.patches)
         p = weights / weights.sum()
         centre = p @ X
         variance = p @ ((X - centre) @ self.coefs[0]) ** 2
         W = self.coefs[0] * (self.batch_norm.scale / np.sqrt(variance + self.batch_norm.eps))
         intercept = self.batch_norm.shift - centre @ W
         coefs, intercepts = [W, self.coefs[1]], [intercept, self.intercepts[1]]
-        return Network(coefs, intercepts, {}, patches=self.grid)
+        return Network(coefs, intercepts, {}, patches=self.patches)
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """Geometry of a Conv2d and an AvgPool2d: sizes and strides, downwards and to the right."""
-
-    patch_shape: tuple[int, int]
-    stride: tuple[int, int]
-    pool_shape: tuple[int, int]
-    pool_stride: tuple[int, int]
-
-    def grid(self, image_shape: tuple[int, int, int]) -> PatchGrid:
-        """Return how images of a shape are cut and pooled.
-
-        Raises
-        ------
-        ValueError
-            If a patch or the pooling is larger than the images.
-        """
-        grid = PatchGrid(
-            image_shape, self.patch_shape, self.stride, self.pool_shape, self.pool_stride
-        )
-        if min(grid.grid) < 1 or min(windows(grid.grid, self.pool_shape, self.pool_stride)) < 1:
-            raise ValueError(
-                f"Images of {image_shape} (height, width, channels) are too small for patches of "
-                f"{self.patch_shape} and pooling of {self.pool_shape}."
-            )
-        return grid
-
-
-def read_network(network: Any) -> Layers:
-    """Read a two-layer ReLU network.
+def read_network(network: Any, X: Any) -> Layers:
+    """Read a two-layer ReLU network; X, as the network takes it, has the shape of images.
 
     Raises
     ------
@@ -148,7 +113,7 @@ def read_network(network: Any) -> Layers:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(network, torch.nn.Sequential):
-        layers = _from_torch(network, torch.nn)
+        layers = _from_torch(network, torch.nn, X)
     elif isinstance(network, BaseEstimator) and hasattr(network, "activation"):
         layers = _from_estimator(network)
     else:
@@ -182,12 +147,12 @@ def _from_estimator(network: Any) -> Layers:
     )
     patches = getattr(network, "patches_", None)
     grid = None if patches is None else PatchGrid(**patches)
-    return Layers(coefs, intercepts, None, True, network, grid=grid)
+    return Layers(coefs, intercepts, None, True, network, grid)
 
 
-def _from_torch(network: Any, nn: Any) -> Layers:
+def _from_torch(network: Any, nn: Any, X: Any) -> Layers:
     if len(network) and isinstance(network[0], nn.Conv2d):
-        return _from_convolution(network, nn)
+        return _from_convolution(network, nn, X)
     kinds = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear)
     layers = list(network)
     plain = len(layers) == 3
@@ -212,7 +177,7 @@ def _from_torch(network: Any, nn: Any) -> Layers:
     )
 
 
-def _from_convolution(network: Any, nn: Any) -> Layers:
+def _from_convolution(network: Any, nn: Any, X: Any) -> Layers:
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d, nn.Flatten, nn.Linear)
     layers = list(network)
     plain = len(layers) == 5
@@ -220,44 +185,67 @@ def _from_convolution(network: Any, nn: Any) -> Layers:
     if len(layers) != len(expected) or not all(map(isinstance, layers, expected)):
         got = ", ".join(type(layer).__name__ for layer in layers)
         raise ValueError(f"{ACCEPTED} Got a Sequential of ({got}).")
-    conv, pool, output = layers[0], layers[-3], layers[-1]
-    _check_plain(conv, pool)
-    # (m, channels, height, width) -> a patch flattened with channels last
-    W = _array(conv.weight).transpose(0, 2, 3, 1).reshape(conv.out_channels, -1).T
-    m, C = conv.out_channels, output.out_features
+    hidden, output = layers[0], layers[-1]
     norm = None if plain else _batch_norm(layers[1])
-    if norm is not None and len(norm.scale) != m:
+    grid = _grid_of_layers(hidden, layers[-3], X)
+    m, G = hidden.out_channels, grid.pooling.n_cells
+    if output.in_features != m * G or (norm is not None and len(norm.scale) != m):
         raise ValueError(
-            f"The network's layers do not fit together: {m} channels, batch normalization of "
-            f"{len(norm.scale)}."
+            f"The network's layers do not fit together: {m} channels in {G} cells of pooling, "
+            f"{output.in_features} inputs of the output layer"
+            + ("." if norm is None else f", batch normalization of {len(norm.scale)}.")
         )
-    geometry = Convolution(
-        conv.kernel_size, conv.stride, _pair(pool.kernel_size), _pair(pool.stride)
-    )
+    filters = _array(hidden.weight).transpose(2, 3, 1, 0)  # channels of a pixel together
     return Layers(
-        [W, _array(output.weight).T],
-        [_array(conv.bias, np.zeros(m)), _array(output.bias, np.zeros(C))],
+        [filters.reshape(grid.n_features, m), _array(output.weight).T],
+        [_array(hidden.bias, np.zeros(m)), _array(output.bias, np.zeros(output.out_features))],
         norm,
         output.bias is not None,
-        convolution=geometry,
+        patches=grid,
     )
 
 
-def _check_plain(conv: Any, pool: Any) -> None:
-    """Refuse padding, dilation, groups and rounding up, which patches do not have."""
-    plain = {
-        "padding": (conv.padding, pool.padding) in [((0, 0), 0), ((0, 0), (0, 0))],
-        "dilation": tuple(conv.dilation) == (1, 1),
-        "groups": conv.groups == 1,
-        "ceil_mode": not pool.ceil_mode,
-        "divisor_override": pool.divisor_override is None,
-    }
-    wrong = [name for name, fine in plain.items() if not fine]
-    if wrong:
+def _grid_of_layers(conv: Any, pool: Any, X: Any) -> PatchGrid:
+    """Return how a convolution and its pooling cut images X (n, channels, height, width).
+
+    Raises
+    ------
+    ValueError
+        For another X, or layers that do more than cut and average.
+    """
+    shape = tuple(np.shape(X))
+    if len(shape) != 4 or shape[1] != conv.in_channels:
         raise ValueError(
-            f"certify reads Conv2d and AvgPool2d with default {' and '.join(wrong)} only. Got "
-            f"{conv} and {pool}."
+            "X must be images as the network takes them, of shape (n_samples, "
+            f"{conv.in_channels} channels, height, width). Got shape {shape}."
         )
+    if conv.padding not in (0, (0, 0), "valid") or conv.dilation != (1, 1) or conv.groups != 1:
+        raise ValueError(
+            "certify reads a Conv2d of padding=0, dilation=1 and groups=1: its units must see "
+            f"patches of the image. Got {conv}."
+        )
+    if pool.padding not in (0, (0, 0)) or pool.ceil_mode or pool.divisor_override:
+        raise ValueError(
+            "certify reads an AvgPool2d of padding=0 and ceil_mode=False without a "
+            f"divisor_override. Got {pool}."
+        )
+    grid = PatchGrid(
+        (*map(int, shape[2:]), conv.in_channels),
+        conv.kernel_size,
+        conv.stride,
+        _pair(pool.kernel_size),
+        _pair(pool.stride),
+    )
+    cells = (0, 0)
+    if min(grid.grid) >= 1:
+        cells = windows(grid.grid, grid.pool_shape, grid.pool_stride)
+    if min(cells) < 1:
+        raise ValueError(
+            f"Images of {shape[2]} x {shape[3]} are too small for the network: no patch of "
+            f"{grid.patch_shape[0]} x {grid.patch_shape[1]}, or no cell of "
+            f"{grid.pool_shape[0]} x {grid.pool_shape[1]} patches, fits into them."
+        )
+    return grid
 
 
 def _pair(size: Any) -> tuple[int, int]:

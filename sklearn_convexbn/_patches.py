@@ -47,8 +47,8 @@ class Patches(BaseEstimator):
 
     pooling : int, default=2
         Activations are averaged over a grid of `pooling` x `pooling` cells; 1 is global average
-        pooling. Where `pooling` does not divide the patches of an image, cells overlap. An image
-        of one patch has one cell.
+        pooling. Where `pooling` does not divide the patches of an image, cells overlap. In a
+        direction of one patch there is one cell.
 
     normalize : bool, default=False
         Whether to subtract the mean of each patch and divide by its standard deviation (local
@@ -210,10 +210,7 @@ def images_as_rows(patches: Patches | None, X: Any) -> tuple[Any, PatchGrid | No
     if len(shape) not in (2, 3, 4) or 0 in shape:
         return X, None
     if image_shape is None:
-        height, width, channels = {2: (1, *shape[1:], 1), 3: (*shape[1:], 1), 4: shape[1:]}[
-            len(shape)
-        ]
-        image_shape = int(height), int(width), int(channels)
+        image_shape = _checked_image_shape((1, *shape[1:]) if len(shape) == 2 else shape[1:])
     grid = patch_grid(patches, image_shape)
     if len(shape) == 2 and shape[1] != prod(image_shape):
         raise ValueError(
@@ -272,13 +269,13 @@ def patch_grid(patches: Patches, image_shape: tuple[int, int, int]) -> PatchGrid
             f"{height} x {width}."
         )
     grid = windows((height, width), patch_shape, stride)
-    cells = 1 if grid == (1, 1) else int(patches.pooling)
-    if cells > min(grid):
+    cells = [1 if n == 1 else int(patches.pooling) for n in grid]
+    if cells[0] > grid[0] or cells[1] > grid[1]:
         raise ValueError(
-            f"The 'pooling' parameter of Patches, {cells}, is more than the {grid[0]} x {grid[1]} "
-            "patches of an image. Lower pooling, size or stride."
+            f"The 'pooling' parameter of Patches, {patches.pooling}, is more than the {grid[0]} x "
+            f"{grid[1]} patches of an image. Lower pooling, size or stride."
         )
-    pool_shape, pool_stride = zip(*(pooling_window(n, cells) for n in grid), strict=True)
+    pool_shape, pool_stride = zip(*map(pooling_window, grid, cells), strict=True)
     contrast = 0.0 if patches.normalize else None
     return PatchGrid(image_shape, patch_shape, stride, pool_shape, pool_stride, contrast)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-import cvxpy as cp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,19 +13,24 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_convexbn import (
+    ConvergenceDisplay,
     ConvexBNClassifier,
     ConvexBNClassifierCV,
     ConvexBNRegressor,
+    ConvexBNRegressorCV,
     ConvexBNTransformer,
     Patches,
+    RegularizationPathDisplay,
+    SpectrumDisplay,
     alpha_max,
     certify,
     convexbn_path,
+    solvers,
 )
-from sklearn_convexbn._arrangements import random_directions
+from sklearn_convexbn._arrangements import distinct_gates, random_directions
 from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._patches import PatchRows, patch_grid
-from sklearn_convexbn._pooling import IDENTITY
+from sklearn_convexbn._patches import PatchGrid, PatchRows, images_as_rows, patch_grid
+from sklearn_convexbn._pooling import IDENTITY, Pooling, grid_pooling, pooling_window
 from sklearn_convexbn._problem import Problem
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._search import Effort, Search
@@ -35,18 +40,15 @@ from sklearn_convexbn._whitening import whiten
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from tests.helpers import random_neurons, solve, targets
 
-PATCHES = patch_grid(Patches(size=(3, 2), stride=2, pooling=2), (5, 6, 2))
+PATCHES = PatchGrid(
+    (5, 6, 2), patch_shape=(3, 2), stride=(2, 2), pool_shape=(1, 2), pool_stride=(1, 1)
+)
 
 
 @pytest.fixture(scope="module")
 def digits():
     X, y = load_digits(return_X_y=True)
     return X[:150], y[:150]
-
-
-def pooling_of(grid, cells):
-    """Return the pooling of a grid of patches to cells x cells."""
-    return patch_grid(Patches(size=1, pooling=cells), (*grid, 1)).pooling
 
 
 def images(n=7, seed=0):
@@ -61,6 +63,12 @@ def cut_by_hand(X, patches):
             for left in range(0, image.shape[1] - width + 1, patches.stride[1]):
                 cut.append(image[top : top + height, left : left + width].ravel())
     return np.array(cut)
+
+
+def cell_pooling(grid, cells):
+    """Return the pooling of a grid of patches to `cells` x `cells`."""
+    shape, stride = zip(*(pooling_window(n, cells) for n in grid), strict=True)
+    return grid_pooling(grid, shape, stride)
 
 
 def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **changes):
@@ -111,7 +119,7 @@ def test_whitened_patches_have_unit_covariance_over_all_patches_of_weighted_imag
 
 
 def test_normalized_patches_have_mean_zero_and_do_not_depend_on_contrast():
-    patches = patch_grid(Patches(size=3, pooling=1, normalize=True), (5, 5, 1))
+    patches = patch_grid(Patches(size=3, normalize=True), (5, 5, 1))
     X = images(4)[:, :25]
     cut = patches.cut(X)
     np.testing.assert_allclose(cut.mean(axis=1), 0.0, atol=1e-12)
@@ -121,7 +129,7 @@ def test_normalized_patches_have_mean_zero_and_do_not_depend_on_contrast():
 
 @pytest.mark.parametrize(("grid", "cells"), [((4, 6), 2), ((5, 7), 3), ((3, 3), 1), ((2, 2), 2)])
 def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
-    pooling = pooling_of(grid, cells)
+    pooling = cell_pooling(grid, cells)
     H = np.random.default_rng(0).normal(size=(3 * grid[0] * grid[1], 5))
     maps = torch.as_tensor(H).reshape(3, *grid, 5).permute(0, 3, 1, 2)
     strides = [n // cells for n in grid]
@@ -131,7 +139,7 @@ def test_pooling_is_that_of_an_average_pooling_layer(grid, cells):
     np.testing.assert_allclose(pooling.weights.sum(axis=0), 1.0)
 
 
-@pytest.mark.parametrize("pooling", [IDENTITY, pooling_of((3, 4), 2), pooling_of((2, 2), 1)])
+@pytest.mark.parametrize("pooling", [IDENTITY, cell_pooling((3, 4), 2), cell_pooling((2, 2), 1)])
 def test_spread_is_the_adjoint_of_pool(pooling):
     rng = np.random.default_rng(0)
     H = rng.normal(size=(5 * pooling.n_patches, 3))
@@ -146,7 +154,7 @@ def test_spread_is_the_adjoint_of_pool(pooling):
 
 def layers(cells, C, seed=0):
     """Return a pooled layer, the dense layer on its patches, a dual point on both, directions."""
-    rng, pooling = np.random.default_rng(seed), pooling_of((3, 3), cells)
+    rng, pooling = np.random.default_rng(seed), cell_pooling((3, 3), cells)
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     Lambda = torch.as_tensor(rng.normal(size=(11, C)))
     spread = pooling.of_rows(Lambda, torch.arange(11 * 9))
@@ -166,7 +174,7 @@ def test_correlations_and_ascent_are_those_of_a_dense_layer_on_patches(cells, C,
 @pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("squared", 2), ("softmax", 3)])
 @pytest.mark.parametrize("cells", [1, 2])
 def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cells):
-    rng, pooling = np.random.default_rng(0), pooling_of((3, 3), cells)
+    rng, pooling = np.random.default_rng(0), cell_pooling((3, 3), cells)
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
     Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
@@ -245,7 +253,7 @@ def test_few_dimensions_are_certified_exactly():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(12, 9)), np.arange(12.0) % 3
     patches = Patches((3, 3), size=2, pooling=1)
-    model = ConvexBNRegressor(0.01, patches=patches, n_components=1, random_state=0).fit(X, y)
+    model = ConvexBNRegressor(0.01, n_components=1, patches=patches, random_state=0).fit(X, y)
     assert model.certificate_.kind == "exact"
     assert model.dual_gap_ <= 0.01
 
@@ -276,17 +284,27 @@ def test_objective_is_that_of_the_network_written_out():
 # ----------------------------------------------------------------------------------- estimators
 
 
+def classifier(
+    image_shape=(8, 8), size=4, stride=2, pooling=2, normalize=False, alpha=0.05, **parameters
+):
+    """Return a classifier of patches, by default of digits, with the seed zero."""
+    patches = Patches(image_shape, size=size, stride=stride, pooling=pooling, normalize=normalize)
+    return ConvexBNClassifier(alpha, patches=patches, random_state=0, **parameters)
+
+
 @pytest.mark.parametrize(
-    "patches", [Patches((8, 8), size=8, pooling=3), Patches((8, 8), size=None), Patches(size=None)]
+    "patches",
+    [Patches((8, 8), size=8, pooling=3), Patches((8, 8), size=None), Patches(size=None)],
+    ids=str,
 )
-@pytest.mark.parametrize("kind", [ConvexBNClassifier, ConvexBNRegressor])
-def test_one_patch_that_covers_the_image_is_the_dense_network(kind, patches, digits):
+@pytest.mark.parametrize("estimator", [ConvexBNClassifier, ConvexBNRegressor])
+def test_one_patch_that_covers_the_image_is_the_dense_network(estimator, patches, digits):
     X, y = digits[0][:150], digits[1][:150]
-    one = kind(patches=patches, alpha=0.05, random_state=0).fit(X, y)
-    other = kind(alpha=0.05, random_state=0).fit(X, y)
+    one = estimator(alpha=0.05, patches=patches, random_state=0).fit(X, y)
+    other = estimator(alpha=0.05, random_state=0).fit(X, y)
     assert one.objective_ == pytest.approx(other.objective_, rel=1e-9)
     np.testing.assert_allclose(one.coefs_[0], other.coefs_[0], atol=1e-9)
-    predict = "decision_function" if kind is ConvexBNClassifier else "predict"
+    predict = "decision_function" if estimator is ConvexBNClassifier else "predict"
     np.testing.assert_allclose(getattr(one, predict)(X), getattr(other, predict)(X), atol=1e-9)
 
 
@@ -294,7 +312,7 @@ def test_one_patch_that_covers_the_image_is_the_dense_network(kind, patches, dig
 def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling, digits):
     X, y = digits
     patches = Patches((8, 8), size=(3, 4), stride=2, pooling=pooling)
-    model = ConvexBNClassifier(0.03, patches=patches, random_state=0).fit(X, y)
+    model = ConvexBNClassifier(alpha=0.03, patches=patches, random_state=0).fit(X, y)
     expected, tensors = model.decision_function(X), torch.as_tensor(X.reshape(-1, 1, 8, 8))
     modules = [model.to_torch(), model.to_torch(fold=True), model.to_torch().train()]
     assert [type(m).__name__ for m in modules[0]] == [
@@ -309,9 +327,7 @@ def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling,
 
 def test_objective_of_the_estimator_is_the_weight_decay_objective(digits):
     X, y = digits
-    patches = Patches((8, 8), size=4, stride=2)
-    model = ConvexBNClassifier(0.03, patches=patches, random_state=0)
-    model.fit(X, y)
+    model = classifier(alpha=0.03).fit(X, y)
     norm, v = model.batch_norm_, model.coefs_[1]
     decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
     value = log_loss(y, model.predict_proba(X)) + 0.5 * model.alpha * decay
@@ -323,7 +339,7 @@ def test_colour_images_in_four_dimensions_or_flattened(digits):
     rng = np.random.default_rng(0)
     X = digits[0][:120].reshape(-1, 8, 8, 1) * [1.0, 0.5, -1.0] + rng.normal(size=(120, 8, 8, 3))
     y = digits[1][:120] % 2
-    model = ConvexBNClassifier(0.05, patches=Patches(size=4, stride=2), random_state=0)
+    model = classifier(image_shape=None)
     whole, flat = clone(model).fit(X, y), clone(model).set_params(patches__image_shape=(8, 8, 3))
     flat.fit(X.reshape(120, -1), y)
     np.testing.assert_array_equal(whole.decision_function(X), flat.decision_function(X))
@@ -338,7 +354,7 @@ def test_colour_images_in_four_dimensions_or_flattened(digits):
 def test_weights_are_repetitions_and_order_does_not_matter(digits):
     X, y = digits[0][:80], digits[1][:80].astype(float)
     patches = Patches((8, 8), size=5, pooling=1)
-    model = ConvexBNRegressor(0.05, patches=patches, random_state=0)
+    model = ConvexBNRegressor(alpha=0.05, patches=patches, random_state=0)
     weights = np.arange(80) % 3
     weighted = clone(model).fit(X, y, sample_weight=weights)
     repeated = np.repeat(np.arange(80), weights)[::-1]
@@ -348,8 +364,7 @@ def test_weights_are_repetitions_and_order_does_not_matter(digits):
 
 def test_normalized_patches_predict_and_refuse_torch(digits):
     X, y = digits
-    patches = Patches((8, 8), size=4, stride=2, normalize=True)
-    model = ConvexBNClassifier(0.03, patches=patches, random_state=0).fit(X, y)
+    model = classifier(normalize=True, alpha=0.03).fit(X, y)
     assert model.score(X, y) > 0.8
     assert model.patches_["contrast"] > 0
     with pytest.raises(ValueError, match="normalize=False"):
@@ -358,8 +373,7 @@ def test_normalized_patches_predict_and_refuse_torch(digits):
 
 def test_warm_start_goes_on_from_the_network(digits):
     X, y = digits
-    patches = Patches((8, 8), size=4, stride=2)
-    model = ConvexBNClassifier(0.03, patches=patches, warm_start=True, random_state=0).fit(X, y)
+    model = classifier(alpha=0.03, warm_start=True).fit(X, y)
     rounds = model.n_iter_
     assert rounds > 1
     assert model.fit(X, y).n_iter_ == 1
@@ -371,8 +385,8 @@ def test_warm_start_goes_on_from_the_network(digits):
 
 def test_fit_changes_between_patches_and_rows(digits):
     X, y = digits[0][:100], digits[1][:100] % 2
-    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
-    assert model.fit(X, y).patches_["pool_stride"] == (1, 1)
+    model = classifier(stride=4, alpha=0.1)
+    assert model.fit(X, y).patches_["pool_shape"] == (1, 1)
     model.set_params(patches=None).fit(X, y)
     assert not hasattr(model, "patches_")
     assert model.coefs_[0].shape[0] == 64
@@ -387,50 +401,61 @@ def test_fit_changes_between_patches_and_rows(digits):
         ({"image_shape": (8.0, 8.0)}, "'image_shape' parameter of Patches must be"),
         ({"image_shape": (8, -8)}, "'image_shape' parameter of Patches must be"),
         ({"image_shape": 64}, "'image_shape' parameter of Patches must be"),
-        ({"size": 9}, "larger than the images"),
+        ({"image_shape": None}, "'size' parameter of Patches, 4, is larger than .* 1 x 64"),
+        ({"size": 9}, "'size' parameter of Patches, 9, is larger than the images, which are 8 x 8"),
         ({"size": (3, 9)}, "larger than the images"),
         ({"size": 0}, "'size' parameter of Patches must be"),
-        ({"size": (3, 0)}, "'size' parameter of Patches must be"),
-        ({"size": (3, 3, 3)}, "'size' parameter of Patches must be"),
-        ({"stride": 0}, "'stride' parameter of Patches must be"),
-        ({"pooling": 0}, "'pooling' parameter of Patches must be"),
-        ({"size": 7, "pooling": 3}, "'pooling' parameter of Patches, 3, is more than the 2 x 2"),
+        ({"size": 2.5}, "'size' parameter of Patches must be"),
+        ({"size": (3, 0)}, "'size' parameter of Patches must be a positive int, a pair"),
+        ({"size": (3, 3, 3)}, "'size' parameter of Patches must be a positive int, a pair"),
+        ({"stride": 0}, r"'stride' parameter of Patches must be an int in the range \[1, inf\)"),
+        ({"pooling": 0}, r"'pooling' parameter of Patches must be an int in the range \[1, inf\)"),
+        ({"size": 7, "pooling": 3, "stride": 1}, "3, is more than the 2 x 2 patches"),
         ({"normalize": "yes"}, "'normalize' parameter of Patches must be"),
+        (
+            {"solver": "fista"},
+            "does not handle (9 patches of an image|ReLU networks with several outputs)",
+        ),
+        ({"solver": "cvxpy"}, "does not handle ReLU networks with several outputs"),
+        ({"solver": "closed_form"}, r"does not handle \d+ patches of rank \d+"),
+        (
+            {"solver": solvers.FISTA(method="newton"), "activation": "gated_relu"},
+            "does not handle several outputs, or patches of an image, with method='newton'. Use",
+        ),
     ],
 )
 def test_bad_parameters_are_refused_before_work(parameters, message, digits):
-    patches = Patches(**{"image_shape": (8, 8), "size": 4, **parameters})
-    model = ConvexBNClassifier(patches=patches)
+    model = classifier(**parameters)
     with pytest.raises(ValueError, match=message):
         model.fit(*digits)
     assert not hasattr(model, "coefs_")
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"solver": "fista"}, "does not handle 25 patches of an image .* Use solver='pursuit'"),
-        ({"solver": "cvxpy"}, "does not handle 25 patches of an image .* Use solver='pursuit'"),
-        ({"solver": "closed_form"}, "does not handle 3750 patches of rank"),
-        ({"patches": (8, 8)}, "'patches' parameter of ConvexBNClassifier must be"),
-    ],
-)
-def test_what_does_not_go_with_patches_is_refused_with_a_remedy(parameters, message, digits):
-    X, y = digits
-    model = ConvexBNClassifier(**{"patches": Patches((8, 8), size=4), **parameters})
+@pytest.mark.parametrize("solver", ["fista", "cvxpy"])
+def test_lists_of_arrangements_of_patches_are_refused(solver, digits):
+    X, y = digits[0], digits[1] % 2
+    message = "does not handle 9 patches of an image on a list .* Use solver='pursuit'."
     with pytest.raises(ValueError, match=message):
-        model.fit(X, y % 2)
-    assert not hasattr(model, "coefs_")
+        classifier(solver=solver).fit(X, y)
+
+
+def test_what_is_no_patches_is_refused(digits):
+    with pytest.raises(ValueError, match="The 'patches' parameter of ConvexBNClassifier must be"):
+        ConvexBNClassifier(patches=(8, 8)).fit(*digits)
 
 
 def test_images_of_another_shape_are_refused(digits):
     X, y = digits[0][:60], digits[1][:60] % 2
-    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
+    model = classifier(stride=4, alpha=0.1)
     with pytest.raises(ValueError, match=r"X has images of shape \(4, 16\)"):
         model.fit(X.reshape(-1, 4, 16), y)
     model.fit(X.reshape(-1, 8, 8), y)
     with pytest.raises(ValueError, match=r"X has images of shape \(4, 4, 4\)"):
         model.predict(X.reshape(-1, 4, 4, 4))
+    with pytest.raises(ValueError, match="dim 5"):
+        model.fit(X.reshape(-1, 2, 4, 4, 2), y)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        model.predict(X[:0].reshape(0, 8, 8))
     with pytest.raises(ValueError, match="63 features"):
         model.predict(X[:, 1:])
     with pytest.raises(ValueError, match="NaN"):
@@ -439,7 +464,7 @@ def test_images_of_another_shape_are_refused(digits):
 
 def test_failed_fit_leaves_the_model_as_it_was(digits):
     X, y = digits[0][:100], digits[1][:100] % 2
-    model = ConvexBNClassifier(0.1, patches=Patches((8, 8), size=4, stride=4), random_state=0)
+    model = classifier(stride=4, alpha=0.1)
     before = model.fit(X, y).decision_function(X)
     model.set_params(patches__size=9)
     with pytest.raises(ValueError, match="larger"):
@@ -449,8 +474,7 @@ def test_failed_fit_leaves_the_model_as_it_was(digits):
 
 def test_transformer_gives_pooled_activations(digits):
     X, y = digits
-    conv = ConvexBNClassifier(0.05, patches=Patches((8, 8), size=4, stride=2), random_state=0)
-    layer = ConvexBNTransformer(conv).fit(X.reshape(-1, 8, 8), y)
+    layer = ConvexBNTransformer(classifier()).fit(X.reshape(-1, 8, 8), y)
     H, fitted = layer.transform(X), layer.estimator_
     assert H.shape == (150, 4 * fitted.n_neurons_) == (150, len(layer.get_feature_names_out()))
     assert (H >= 0).all()
@@ -459,7 +483,269 @@ def test_transformer_gives_pooled_activations(digits):
     np.testing.assert_array_equal(layer.transform(X.reshape(-1, 8, 8)), H)
 
 
-# ------------------------------------------------- what comes with patches besides estimators
+# ------------------------------------------------- what the dense network has, on patches as well
+
+
+def test_parameters_of_patches_are_searched_over(digits):
+    X, y = digits[0][:100], digits[1][:100] % 2
+    grid = {"patches__stride": [2, 4], "patches__size": [3, 4]}
+    search = GridSearchCV(classifier(alpha=0.1, tol=0.1), grid, cv=2).fit(X.reshape(-1, 8, 8), y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    best = search.best_estimator_
+    assert best.patches_["stride"] == (search.best_params_["patches__stride"],) * 2
+    assert "patches=Patches(image_shape=(8, 8), size=" in repr(best)
+    assert clone(best).patches is not best.patches
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((5, 12), (1, 12, 1)), ((5, 3, 4), (3, 4, 1)), ((5, 2, 3, 2), (2, 3, 2))],
+)
+def test_images_have_the_shape_of_x_where_none_is_given(shape, expected):
+    X = np.arange(60.0).reshape(shape)
+    for given in (X, X.tolist()):
+        rows, grid = images_as_rows(Patches(size=1), given)
+        np.testing.assert_array_equal(rows, X.reshape(5, 12))
+        assert grid.image_shape == expected
+
+
+def test_signals_are_images_of_height_one():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 20))
+    y = np.maximum(X[:, :-2] - X[:, 2:], 0.0).mean(axis=1)
+    patches = Patches(size=(1, 3), pooling=1)
+    model = ConvexBNRegressor(0.01, patches=patches, random_state=0).fit(X[:60], y[:60])
+    assert model.patches_["image_shape"] == (1, 20, 1)
+    assert model.score(X[60:], y[60:]) > 0.9
+    assert model.coefs_[1].shape == (model.n_neurons_, 1)
+    model.set_params(patches__pooling=2, alpha=0.1).fit(X, y)
+    assert model.coefs_[1].shape == (2 * model.n_neurons_, 1)
+
+
+def test_cross_validation_is_that_of_a_grid_search(digits):
+    X, y = digits[0][:100].reshape(-1, 8, 8), digits[1][:100] % 2
+    alphas, patches = [0.2, 0.05], Patches((8, 8), size=4, stride=4, normalize=True)
+    shared = {"patches": patches, "tol": 1e-4, "random_state": 0}
+    model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", **shared).fit(X, y)
+    search = GridSearchCV(
+        ConvexBNClassifier(**shared), {"alpha": alphas}, cv=3, scoring="neg_log_loss"
+    ).fit(X.reshape(100, -1), y)
+    scores = search.cv_results_["mean_test_score"]
+    np.testing.assert_allclose(model.scores_.mean(axis=2)[0], scores, rtol=2e-3)
+    assert model.alpha_ == search.best_params_["alpha"]
+    assert model.objective_ == pytest.approx(search.best_estimator_.objective_, rel=1e-4)
+    assert model.patches_ == search.best_estimator_.patches_
+    regressor = ConvexBNRegressorCV(alphas, cv=2, patches=patches, random_state=0).fit(X, y)
+    assert regressor.predict(X[:5]).shape == (5,)
+
+
+def test_alpha_max_and_path_of_images(digits):
+    X, y = digits[0][:100].reshape(-1, 8, 8), digits[1][:100] % 2
+    patches = Patches(size=4, stride=4)
+    largest = alpha_max(X, y, patches=patches, random_state=0)
+    model = ConvexBNClassifier(1.01 * largest, patches=patches, random_state=0).fit(X, y)
+    assert model.n_neurons_ == 0
+    assert model.set_params(alpha=0.7 * largest).fit(X, y).n_neurons_ >= 1
+    alphas, networks, gaps = convexbn_path(
+        X, y, patches=patches, alphas=[0.5 * largest, 0.2 * largest], tol=1e-3, random_state=0
+    )
+    model.set_params(alpha=alphas[1], tol=1e-3).fit(X, y)
+    assert gaps.max() <= 1e-3
+    F = networks[1].forward(X)
+    np.testing.assert_array_equal(F, networks[1].forward(X.reshape(100, -1)))
+    norm, v = networks[1].batch_norm, networks[1].coefs[1]
+    decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
+    value = np.logaddexp(0.0, F[:, 0] * (1 - 2 * y)).mean() + 0.5 * alphas[1] * decay
+    assert value == pytest.approx(model.objective_, rel=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gated_relu"])
+def test_displays_draw_networks_of_images(activation, digits):
+    X, y = digits[0][:60], digits[1][:60] % 2
+    model = ConvexBNClassifierCV(
+        [0.2, 0.1],
+        activation=activation,
+        n_gates=8,
+        patches=Patches((8, 8), size=4, stride=4),
+        cv=2,
+        random_state=0,
+    ).fit(X, y)
+    shown = [
+        SpectrumDisplay.from_estimator(model),
+        ConvergenceDisplay.from_estimator(model),
+        RegularizationPathDisplay.from_estimator(model),
+    ]
+    assert shown[0].kept_line_.get_xdata().size == model.n_components_
+    plt.close("all")
+
+
+# ---------------------------------------------------------------------------------- gated programs
+
+
+@pytest.mark.parametrize("loss", ["squared", "softmax"])
+@pytest.mark.parametrize("cells", [1, 2])
+def test_gated_programs_on_patches_are_those_of_a_modelling_language(loss, cells):
+    C = 1 if loss == "squared" else 3
+    problem, _ = conv_problem(loss, C, n=12, cells=cells, alpha=0.05)
+    gates = distinct_gates(problem.Z, np.random.default_rng(1).normal(size=(5, 4)))
+    problem = replace(problem, activation="gated_relu", gates=gates)
+    reference = solve(problem, "cvxpy", tol=1e-5)
+    found = solve(problem, "fista", tol=1e-6)
+    assert found.certificate.kind == "exact"
+    assert found.certificate.primal == pytest.approx(reference.certificate.primal, rel=2e-6)
+    assert len(found.neurons) > 0
+
+
+def test_objective_of_a_gated_program_is_that_of_its_predictions(digits):
+    X, y = digits[0], digits[1].astype(float)
+    model = ConvexBNRegressor(
+        0.05,
+        activation="gated_relu",
+        n_gates=16,
+        patches=Patches((8, 8), size=4, stride=2),
+        tol=1e-4,
+        random_state=0,
+    ).fit(X, y)
+    norm, v = model.batch_norm_, model.coefs_[1]
+    decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
+    value = 0.5 * np.mean((model.predict(X) - y) ** 2) + 0.5 * model.weight_decay_ * decay
+    assert model.objective_ == pytest.approx(value, rel=1e-9)
+    assert model.certificate_.kind == "exact"
+    assert model.gates_.shape == (17, model.n_neurons_)
+    again = model.set_params(warm_start=True).fit(X, y)
+    assert again.n_iter_ == 1
+
+
+# ------------------------------------------------------------------------------------ closed forms
+
+
+@pytest.mark.parametrize("target", ["numbers", "two classes", "three classes"])
+@pytest.mark.parametrize(("size", "stride", "pooling"), [(3, 3, 1), (3, 3, 2), (4, 1, 2)])
+def test_closed_forms_of_independent_patches_are_optimal(target, size, stride, pooling):
+    """Patches of noise in 36 or 64 values, 28 or 63 of them; overlapping cells in the last."""
+    X = np.random.default_rng(0).normal(size=(7, 6, 6, 8))
+    y = {
+        "numbers": X[:, 0, 0, 0],
+        "two classes": np.arange(7) % 2,
+        "three classes": np.arange(7) % 3,
+    }
+    y = y[target]
+    estimator = ConvexBNRegressor if target == "numbers" else ConvexBNClassifier
+    patches = Patches(size=size, stride=stride, pooling=pooling)
+    model = estimator(0.02, patches=patches, tol=1e-5, random_state=0).fit(X, y)
+    assert isinstance(model.solver_, solvers.ClosedForm)
+    assert model.certificate_.kind == "exact"
+    assert model.dual_gap_ <= 1e-8
+    assert model.n_neurons_ > 0
+    searched = clone(model).set_params(solver="pursuit", tol=1e-3).fit(X, y)
+    assert model.objective_ <= searched.objective_ * (1.0 + 1e-9)
+    assert model.objective_ >= searched.objective_ * (1.0 - 1e-3)
+    judged = certify(searched, X, y, alpha=0.02, n_starts=100, random_state=0)
+    assert judged.kind == "exact"
+    assert judged.lower_bound <= model.objective_ * (1.0 + 1e-9)
+    largest = alpha_max(X, y, patches=patches, random_state=0)
+    assert clone(model).set_params(alpha=1.001 * largest).fit(X, y).n_neurons_ == 0
+    if target == "numbers":
+        assert clone(model).set_params(alpha=0.99 * largest).fit(X, y).n_neurons_ > 0
+
+
+def test_longest_pooled_activations_are_attained_and_not_exceeded():
+    weights = np.random.default_rng(0).uniform(size=(6, 3)) * (np.arange(18).reshape(6, 3) % 2)
+    for pooling in (IDENTITY, cell_pooling((4, 4), 2), cell_pooling((3, 4), 2), Pooling(weights)):
+        length, activations, cells = pooling.longest
+        assert (activations >= 0).all()
+        assert np.mean(activations**2) == pytest.approx(1.0)
+        np.testing.assert_allclose(pooling.weights.T @ activations, length * cells, atol=1e-12)
+        others = np.random.default_rng(1).uniform(size=(1000, pooling.n_patches))
+        lengths = np.linalg.norm(others @ pooling.weights, axis=1)
+        assert (lengths <= length * np.sqrt(np.mean(others**2, axis=1)) * (1 + 1e-12)).all()
+
+
+# ----------------------------------------------------------------------------------------- certify
+
+
+def small_network(**parameters):
+    """Return two-class images of 6 x 8 pixels and their labels, and a fit to them."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 6, 8, 2)), np.arange(40) % 2
+    X[y == 1, :3] += 0.5
+    patches = Patches(size=(3, 4), stride=3, pooling=1, **parameters)
+    model = ConvexBNClassifier(0.05, n_components=6, patches=patches, tol=1e-3, random_state=0)
+    return X, y, model.fit(X, y)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_certify_agrees_with_the_certificate_of_the_fit(normalize):
+    X, y, model = small_network(normalize=normalize)
+    for images in (X, X.reshape(40, -1)):
+        found = certify(model, images, y, alpha=0.05, n_starts=500, random_state=0)
+        assert found.objective == pytest.approx(model.objective_, rel=1e-9)
+        assert found.gap <= 5e-3
+        assert found.stationary
+        assert found.direction.weights.shape == (24,)
+
+
+def test_certify_reads_torch_modules_of_images():
+    X, y, model = small_network()
+    model.set_params(n_components=None, patches__pooling=2).fit(X, y)
+    expected = certify(model, X, y, alpha=0.05, n_starts=300, random_state=0)
+    images = X.transpose(0, 3, 1, 2)
+    for module in (model.to_torch(), model.to_torch(fold=True), model.to_torch().float()):
+        for given in (images, torch.as_tensor(images)):
+            found = certify(module, given, y, alpha=0.05, n_starts=300, random_state=0)
+            rel = 1e-9 if module[0].weight.dtype == torch.float64 else 1e-4
+            assert found.objective == pytest.approx(expected.objective, rel=rel)
+            assert found.lower_bound == pytest.approx(expected.lower_bound, rel=1e-2)
+
+
+def test_certify_takes_any_average_pooling_and_the_weight_decay_of_torch():
+    """Unequal strides, patches and cells; patches that no cell covers; statistics of the batch."""
+    nn, (X, y, _) = torch.nn, small_network()
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(2, 5, (2, 3), stride=(1, 2)), nn.BatchNorm2d(5), nn.ReLU()),
+        *(nn.AvgPool2d((2, 1), stride=(2, 2)), nn.Flatten(), nn.Linear(5 * 2 * 2, 1)),
+    ).double()
+    with torch.no_grad():
+        for parameter in network[1].parameters():
+            parameter.copy_(torch.rand(5) + 0.5)
+    images = torch.as_tensor(X.transpose(0, 3, 1, 2))
+    found = certify(network, images, y, alpha=0.05, n_starts=300, random_state=0)
+    logits = network.train()(images)[:, 0]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.as_tensor(y).double())
+    units = (network[1].weight ** 2 + network[1].bias ** 2).sqrt()
+    # eps of batch normalization makes a unit a little shorter than that.
+    mass = (units * network[-1].weight.reshape(5, 4).norm(dim=1)).sum()
+    assert found.objective == pytest.approx(float((loss + 0.05 * mass).detach()), rel=1e-4)
+    assert found.gap > 0.1
+    assert found.violation > 0.0
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool", "message"),
+    [
+        ({"padding": 1}, {}, "padding=0, dilation=1 and groups=1"),
+        ({"dilation": 2}, {}, "padding=0, dilation=1 and groups=1"),
+        ({"groups": 2}, {}, "padding=0, dilation=1 and groups=1"),
+        ({}, {"padding": 1}, "padding=0 and ceil_mode=False"),
+        ({}, {"ceil_mode": True}, "padding=0 and ceil_mode=False"),
+        ({}, {"divisor_override": 2}, "divisor_override"),
+        ({"kernel_size": 9}, {}, "Images of 6 x 8 are too small"),
+        ({"kernel_size": 6}, {}, "Images of 6 x 8 are too small"),
+        ({"in_channels": 4}, {}, r"4 channels, height, width\). Got shape \(40, 2, 6, 8\)"),
+        ({"kernel_size": 2}, {}, "5 channels|4 channels in 6 cells of pooling, 16 inputs"),
+    ],
+)
+def test_certify_refuses_what_is_no_network_on_patches(conv, pool, message):
+    nn, (X, y, _) = torch.nn, small_network()
+    network = nn.Sequential(
+        nn.Conv2d(**{"in_channels": 2, "out_channels": 4, "kernel_size": 3, **conv}),
+        nn.ReLU(),
+        nn.AvgPool2d(**{"kernel_size": 2, **pool}),
+        *(nn.Flatten(), nn.Linear(16, 1)),
+    )
+    with pytest.raises(ValueError, match=message):
+        certify(network, X.transpose(0, 3, 1, 2), y, alpha=0.1)
 
 
 @pytest.mark.parametrize("pooling", [1, 2])
@@ -491,100 +777,3 @@ def test_certify_finds_what_a_convolutional_network_lacks(digits):
     assert far.objective > model.objective_ * 1.01
     assert far.lower_bound <= model.objective_
     assert far.gap >= (far.objective - model.objective_) / far.objective
-    with pytest.raises(ValueError, match=r"channels, height, width"):
-        certify(network, X, y, alpha=0.05)
-    with pytest.raises(ValueError, match="do not fit images"):
-        certify(network, np.ones((100, 2, 8, 8)), y, alpha=0.05)
-    network[0].padding = (1, 1)
-    with pytest.raises(ValueError, match="default padding"):
-        certify(network, X.reshape(-1, 1, 8, 8), y, alpha=0.05)
-
-
-def test_path_and_alpha_max_of_images(digits):
-    X, y = digits[0][:80].reshape(-1, 8, 8), digits[1][:80] % 2
-    settings = {"patches": Patches(size=4, stride=2), "random_state": 0}
-    top = alpha_max(X, y, **settings)
-    assert ConvexBNClassifier(1.001 * top, **settings).fit(X, y).n_neurons_ == 0
-    assert ConvexBNClassifier(0.8 * top, **settings).fit(X, y).n_neurons_ > 0
-    alphas, networks, gaps = convexbn_path(X, y, alphas=[0.5 * top, 0.1 * top], **settings)
-    model = ConvexBNClassifier(0.1 * top, **settings).fit(X, y)
-    assert (gaps <= 0.01).all()
-    F = networks[1].forward(X)
-    p = 1.0 / (1.0 + np.exp(-F[:, 0]))
-    mass = np.linalg.norm(networks[1].coefs[1].reshape(len(networks[1].intercepts[0]), -1), axis=1)
-    objective = log_loss(y, p) + alphas[1] * (mass**2).sum()
-    assert objective == pytest.approx(model.objective_, rel=0.02)
-
-
-def test_cross_validation_and_grid_search_of_images(digits):
-    X, y = digits[0][:100], digits[1][:100] % 2
-    patches = Patches((8, 8), size=4, stride=4)
-    search = ConvexBNClassifierCV(alphas=[0.1, 0.01], patches=patches, cv=2, random_state=0)
-    search.fit(X, y)
-    assert search.score(X, y) > 0.9
-    plain = ConvexBNClassifier(search.alpha_, patches=patches, random_state=0).fit(X, y)
-    assert search.objective_ == pytest.approx(plain.objective_, rel=0.011)
-    grid = GridSearchCV(plain, {"patches__stride": [2, 4]}, cv=2).fit(X, y)
-    assert grid.best_estimator_.patches.stride == grid.best_params_["patches__stride"]
-
-
-@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("softmax", 3)])
-def test_gated_program_of_pooled_units_has_the_optimum_of_an_independent_program(loss, C):
-    """Blocks (k, G C) behind each gate, written out by CVXPY."""
-    problem, whitening = conv_problem(loss, C, n=12)
-    gates = random_directions(whitening, 3, np.random.RandomState(0))
-    problem = replace(problem, activation="gated_relu", gates=gates)
-    result = solve(problem, "fista", tol=1e-6)
-    assert result.certificate.gap <= 1e-6
-    W, n = problem.pooling.weights, 12
-    A = [(problem.Z * (problem.Z @ g >= 0)[:, None]).reshape(n, 9, 5) for g in gates.T]
-    blocks, b = [cp.Variable((5, 4 * C)) for _ in A], cp.Variable((1, C))
-    fit = (
-        sum(
-            np.einsum("nkd,k->nd", a, W[:, g]) @ S[:, g * C : (g + 1) * C]
-            for a, S in zip(A, blocks, strict=True)
-            for g in range(4)
-        )
-        + np.ones((n, 1)) @ b
-    )
-    if loss == "squared":
-        mean = 0.5 * cp.sum_squares(fit - problem.Y) / n
-    else:
-        mean = cp.sum(cp.log_sum_exp(fit, axis=1) - cp.sum(cp.multiply(problem.Y, fit), axis=1)) / n
-    program = cp.Problem(cp.Minimize(mean + problem.alpha * sum(cp.normNuc(S) for S in blocks)))
-    program.solve(
-        solver="CLARABEL" if loss == "squared" else "SCS",
-        **({} if loss == "squared" else {"eps": 1e-8, "max_iters": 100_000}),
-    )
-    assert result.certificate.primal == pytest.approx(program.value, rel=1e-5)
-
-
-def test_gated_network_of_images_predicts_and_is_proven(digits):
-    X, y = digits[0][:100], digits[1][:100] % 3
-    patches = Patches((8, 8), size=4, stride=2)
-    model = ConvexBNClassifier(
-        0.02, patches=patches, activation="gated_relu", n_gates=20, random_state=0
-    ).fit(X, y)
-    assert model.certificate_.kind == "exact"
-    assert model.dual_gap_ <= 0.01
-    assert model.score(X, y) > 0.9
-
-
-@pytest.mark.parametrize("kind", ["regression", "two classes", "three classes"])
-def test_closed_form_of_few_images_with_large_patches(kind):
-    """All patches independent: the pursuit, which knows no closed form, gets no lower."""
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(9, 10, 10))
-    classes = {"two classes": 2, "three classes": 3}
-    y = rng.normal(size=9) if kind == "regression" else np.arange(9) % classes[kind]
-    estimator = ConvexBNRegressor if kind == "regression" else ConvexBNClassifier
-    patches = Patches(size=9, pooling=1)
-    exact = estimator(0.02, patches=patches, solver="closed_form").fit(X, y)
-    assert exact.certificate_.kind == "exact"
-    assert exact.dual_gap_ <= 1e-8
-    searched = estimator(0.02, patches=patches, solver="pursuit", tol=1e-3, random_state=0).fit(
-        X, y
-    )
-    assert searched.objective_ >= exact.objective_ * (1 - 1e-9)
-    assert searched.objective_ == pytest.approx(exact.objective_, rel=2e-3)
-    assert estimator(0.02, patches=patches).fit(X, y).solver_.name == "closed_form"

@@ -31,6 +31,7 @@ from sklearn_convexbn import (
     ConvexBNClassifierCV,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
+    Patches,
 )
 from sklearn_convexbn.solvers import Pursuit
 
@@ -79,6 +80,7 @@ CASES = {
     "gated cvxpy": ("two outputs", {"activation": "gated_relu", "solver": "cvxpy", "n_gates": 8}),
     "closed form": ("wide", {}),
     "closed form, classes": ("wide classes", {}),
+    "patches": ("two classes", {"patches": Patches((2, 2), size=1, pooling=1, normalize=False)}),
     "cv": ("one output", {"alphas": 3, "cv": KFold(2), "activation": "gated_relu", "n_gates": 8}),
     "cv, classes": (
         "three classes",
