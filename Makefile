@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-bench
 
 # The fits take about 1.4 hours of a core; the images are in the folder SKLEARN_CONVEXBN_DATA.
 study: $(VENV)/.installed
-	$(BIN)/python benchmarks/bench_implicit_regularization.py
+	$(BIN)/python benchmarks/bench_implicit_regularization.py --results build/study --figures build/study
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

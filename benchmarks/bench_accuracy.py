@@ -62,10 +62,8 @@ class Split(NamedTuple):
     def sizes(self) -> Cell:
         """Task, rows, features and classes (0 for regression)."""
         sizes = {"n_train": len(self.X), "d": self.X.shape[1], "n_test": len(self.X_test)}
-        task, n_classes = ("regression", 0)
-        if self.classes:
-            task, n_classes = ("classification", len(np.unique(self.y)))
-        return {"task": task, **sizes, "n_classes": n_classes}
+        n_classes = len(np.unique(self.y)) if self.classes else 0
+        return {"task": list(MEASURES)[self.classes], **sizes, "n_classes": n_classes}
 
     def error(self, prediction: np.ndarray) -> float:
         """Return the test error of a prediction."""

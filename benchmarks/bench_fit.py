@@ -62,11 +62,8 @@ def mlp(y: Array, **parameters: Any) -> Any:
 
 def rounds(model: Any) -> int:
     """Return the rounds of ours, or the epochs of what :func:`mlp` has made, fitted."""
-    if hasattr(model, "n_iter_"):
-        return model.n_iter_
-    return (model.regressor_ if isinstance(model, TransformedTargetRegressor) else model)[
-        -1
-    ].n_iter_
+    model = getattr(model, "regressor_", model)
+    return model.n_iter_ if hasattr(model, "n_iter_") else model[-1].n_iter_
 
 
 class FitTable(Benchmark):

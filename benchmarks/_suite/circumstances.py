@@ -16,7 +16,6 @@ PACKAGES = (
     *("numpy", "scipy", "scikit-learn", "numba", "torch"),
     *("pyscnn", "skglm", "celer", "adelie", "cvxpy", "clarabel"),
 )
-MISSING = "not installed"
 
 
 def version(package: str) -> str:
@@ -24,7 +23,7 @@ def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return MISSING
+        return "not installed"
 
 
 def circumstances() -> dict[str, str]:
