@@ -53,13 +53,14 @@ lint: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going $(DOCSFLAGS) docs docs/_build/html
 
+# Beside the results that are kept, not over them; a stopped run goes on.
 bench: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/bench_gated.py
-	$(BIN)/python benchmarks/bench_lists.py
+	$(BIN)/python benchmarks/bench_gated.py --results build/bench
+	$(BIN)/python benchmarks/bench_lists.py --results build/bench
 
 # The fits take about 1.4 hours of a core; the images are in the folder SKLEARN_CONVEXBN_DATA.
 study: $(VENV)/.installed
-	$(BIN)/python benchmarks/bench_implicit_regularization.py
+	$(BIN)/python benchmarks/bench_implicit_regularization.py --results build/study --figures build/study
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

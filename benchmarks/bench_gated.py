@@ -1,115 +1,58 @@
 """Time to a certified accuracy on the gated ReLU group lasso, against other solvers.
 
-The program is stated in ``_suite/objectives.py``. ``alpha`` is given as a fraction of
-``alpha_max``, the smallest value for which ``S = 0`` is optimal.
+The program is stated in ``_suite/objectives.py``, ladders of solvers and times in the README::
 
-Every answer is judged by the same code: a primal value, a dual bound that holds
-whatever the answer is, and their relative gap ``(P - D) / P``.  A solver is run on
-a ladder of decreasing tolerances, each rung from scratch, and its time for a target
-gap is that of the first rung whose answer the judge accepts.  The time is that of the
-solver call plus what the solver needs built before it (the explicit ``n x P (r + 1)``
-matrix, or the compilation to cone form); that second part is also given by itself.
-Each call runs in a forked process, which is ended at the time limit.  Imports and
-just-in-time compilation are not timed.
-
-Usage::
-
-    python benchmarks/bench_gated.py [RESULTS_FOLDER] [--limit 60] [--gates 500]
-    python benchmarks/bench_gated.py --check
-
-The concrete and airfoil data are read from ``uci/NAME.npz`` (arrays ``X`` and ``y``)
-in the folder named by the environment variable SKLEARN_CONVEXBN_DATA, or else in
-``../shared/data`` beside the repository.  Where they are missing, scikit-learn's
-diabetes data stand in for them.
+    python benchmarks/bench_gated.py [--limit 60] [--gates 500] [--data airfoil]
 """
-
-from __future__ import annotations
 
 import _suite  # noqa: F401 - first: it sets the number of threads
 
 # isort: split
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import cache
 
 from _suite.data import has
-from _suite.gated_solvers import SOLVERS
+from _suite.ladders import LadderBenchmark
 from _suite.objectives import GatedObjective, Loss
-from _suite.running import agrees, run_limited, warm_up
-from _suite.solvers import Solver
-from _suite.tables import Report, fill, run_command
+from _suite.solvers import GATED
+from _suite.store import Cell
+
+LOSSES: dict[str, Loss] = {"breast_cancer": "logistic"}
 
 
-def load_objectives(n_gates: int) -> list[GatedObjective]:
-    """Return the benchmark's objectives, with diabetes for data that are missing."""
-    objectives = []
-    for name in ("concrete", "airfoil"):
-        if has(name):
-            objectives.append(GatedObjective.of(name, "squared", n_gates))
-        else:
-            print(f"note: no uci/{name}.npz in the data folder; diabetes stands in")
-    if len(objectives) < 2:
-        objectives.append(GatedObjective.of("diabetes", "squared", n_gates))
-    objectives.append(GatedObjective.of("breast_cancer", "logistic", n_gates))
-    return objectives
+@cache
+def load(name: str, n_gates: int) -> GatedObjective:
+    """Return an objective without a penalty."""
+    return GatedObjective.of(name, LOSSES.get(name, "squared"), n_gates)
 
 
-def small_objectives(losses: Sequence[Loss], n_gates: int, fraction: float) -> list[GatedObjective]:
-    """Return diabetes with each loss."""
-    return [GatedObjective.of("diabetes", loss, n_gates).at(fraction) for loss in losses]
+class Gated(LadderBenchmark):
+    name = "bench_gated"
+    solvers = GATED
+    limit, gates, targets = 60.0, 500, (1e-3, 1e-5)
 
+    def data(self) -> list[str]:
+        there = [name for name in ("concrete", "airfoil") if has(name)]
+        asked = "diabetes" in (self.options.data or []) or len(there) < 2
+        return [*there, *(["diabetes"] if asked else []), "breast_cancer"]
 
-def check(
-    solvers: Sequence[Solver], n_gates: int = 50, tight: float = 3e-6, accuracy: float = 1e-5
-) -> bool:
-    """Say whether every solver's objective, at a tight tolerance, is CVXPY's."""
-    reference = next(s for s in SOLVERS if s.name == "cvxpy")
-    agree = True
-    losses: tuple[Loss, ...] = ("squared", "logistic")
-    warm_up(solvers, small_objectives(losses, 20, 0.1))
-    for loss in losses:
-        for fraction in (0.1, 0.01):
-            objective = small_objectives([loss], n_gates, fraction)[0]
-            exact = run_limited(reference, objective, 1e-9, 600.0).S
-            assert exact is not None, "CVXPY has no answer"
-            value = objective.judge(exact)
-            print(
-                f"{loss}, {fraction:g} alpha_max: CVXPY {value.primal:.9f}, "
-                f"dual bound {value.dual:.9f}"
-            )
-            for solver in solvers:
-                agree &= agrees(solver, objective, value.primal, tight, accuracy)
-    return agree
+    def objective(self, name: str, fraction: float) -> GatedObjective:
+        return load(name, self.options.gates).at(fraction)
 
+    def small_objectives(self, n_gates: int) -> Iterable[GatedObjective]:
+        losses: tuple[Loss, ...] = ("squared", "logistic")
+        for loss in losses:
+            for fraction in (0.1, 0.01):
+                yield GatedObjective.of("diabetes", loss, n_gates).at(fraction)
 
-def run_table(solvers: Sequence[Solver], options: argparse.Namespace) -> None:
-    """Fill the table."""
-    objectives = [
-        o for o in load_objectives(options.gates) if not options.data or o.name in options.data
-    ]
-    warm_up(solvers, small_objectives(sorted({o.loss for o in objectives}), 20, 0.1))
-    report = Report(
-        title="Gated ReLU group lasso: time to a certified relative gap",
-        words="A gap is (primal - dual) / primal of an answer, by the same code for all.",
-        solvers=solvers,
-        limit=options.limit,
-        objectives=objectives,
-        courses=[],
-    )
-    cases = [(fraction, o.at(fraction)) for o in objectives for fraction in options.fractions]
-    fill(report, cases, options, options.results / options.name)
+    def report(self, cells: list[Cell]) -> Iterable[str]:
+        yield "Gated ReLU group lasso: time to a certified relative gap"
+        yield "A gap is (primal - dual) / primal of an answer, by the same code for all."
+        yield from self.times(cells)
+        yield self.numbers(cells, "Seconds of set-up among these", "setup", ".3g")
+        yield from self.reasons(cells)
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run_command(
-            __doc__ or "",
-            "bench_gated",
-            SOLVERS,
-            check=check,
-            run_table=run_table,
-            limit=60.0,
-            gates=500,
-            targets=(1e-3, 1e-5),
-        )
-    )
+    sys.exit(Gated().main())

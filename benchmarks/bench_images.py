@@ -9,32 +9,26 @@ rate of the best test accuracy favours Adam. The settings of the fits were chose
 MNIST by its test images, those of Fashion-MNIST by training images that were held out.
 """
 
-from __future__ import annotations
-
 import _suite  # noqa: F401 - first: it sets the number of threads
 
 # isort: split
-import argparse
-import json
 import sys
-import time
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from _suite.circumstances import circumstances
+from _suite.benchmark import Benchmark
 from _suite.data import load_images
 from _suite.networks import Architecture, Moments, evaluate, training
-from sklearn.exceptions import ConvergenceWarning
-
-from sklearn_convexbn import ConvexBNClassifier, Patches
+from _suite.package import image_classifier
+from _suite.runner import timed
+from _suite.store import Cell
+from _suite.tables import markdown
 
 #: Parameters of the fits, then Adam's epochs.
 PROBLEMS: dict[str, tuple[dict[str, Any], int]] = {
     "cifar10": (
-        {"size": 6, "stride": 2, "pooling": 2}
+        {"patch_size": 6, "stride": 2, "pooling": 2}
         | {"n_components": 40, "alpha": 1e-3, "tol": 0.1, "max_iter": 7},
         40,
     ),
@@ -44,31 +38,22 @@ PROBLEMS: dict[str, tuple[dict[str, Any], int]] = {
 COLUMNS = ("set", "model", "units", "test", "train", "objective", "gap", "s", "settings")
 
 
-def ours(name: str, parameters: dict[str, Any], data: Any) -> dict[str, Any]:
+def ours(parameters: dict[str, Any], data: Any) -> Cell:
     """Fit the estimator."""
     X, y, X_test, y_test = (A.reshape(len(A), -1) if A.ndim > 1 else A for A in data)
-    model: Any = ConvexBNClassifier(random_state=0, verbose=1)
-    parameters = dict(parameters)
-    if "size" in parameters:
-        cut = {key: parameters.pop(key) for key in ("size", "stride", "pooling")}
-        model.set_params(patches=Patches(data[0].shape[1:], **cut))
-    model.set_params(**parameters)
-    begin = time.process_time()
-    model.fit(X, y)
-    seconds = time.process_time() - begin
-    found = (model.n_neurons_, model.score(X_test, y_test), model.score(X, y), model.objective_)
-    settings = ", ".join(f"{key}={value}" for key, value in parameters.items())
-    values = (name, "ours", *found, model.dual_gap_, seconds, settings)
-    return dict(zip(COLUMNS, values, strict=True))
+    model = image_classifier(data[0].shape[1:], verbose=1, **parameters)
+    seconds = timed(model.fit, X, y).cpu
+    found = {"units": model.n_neurons_, "test": model.score(X_test, y_test)}
+    found |= {"train": model.score(X, y), "objective": model.objective_, "gap": model.dual_gap_}
+    return found | {"s": seconds, "settings": ", ".join(f"{k}={v}" for k, v in parameters.items())}
 
 
-def adam(
-    name: str, parameters: dict[str, Any], data: Any, units: int, rate: float, epochs: int
-) -> dict[str, Any]:
+def adam(parameters: dict[str, Any], data: Any, units: int, rate: float, epochs: int) -> Cell:
     """Train the same architecture by Adam."""
     torch.manual_seed(0)
-    names = {"patch_size": "size", "stride": "stride", "pooling": "pooling"}
-    shape = {key: parameters[name] for key, name in names.items() if name in parameters}
+    shape = {
+        key: parameters[key] for key in ("patch_size", "stride", "pooling") & parameters.keys()
+    }
     architecture = Architecture(data[0].shape[1:], **shape)
     images, test_images = (architecture.tensor(X) for X in data[::2])
     y, y_test = (torch.as_tensor(labels) for labels in data[1::2])
@@ -79,66 +64,49 @@ def adam(
         seconds = spent
     Moments.of(architecture, images).normalize(network)
     objective, train = evaluate(network, images, y, alpha)
-    _, test = evaluate(network, test_images, y_test, alpha)
-    words = f"rate {rate:g}, {epochs} epochs, batches of 100"
-    values = (name, "Adam", units, test, train, objective, None, seconds, words)
-    return dict(zip(COLUMNS, values, strict=True))
+    found = {"units": units, "test": evaluate(network, test_images, y_test, alpha)[1]}
+    found |= {"train": train, "objective": objective, "gap": None, "s": seconds}
+    return found | {"settings": f"rate {rate:g}, {epochs} epochs, batches of 100"}
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a row for each model."""
-    for name in options.data:
-        parameters, epochs = PROBLEMS[name]
-        data = load_images(name)
-        data = (data[0][: options.rows], data[1][: options.rows], *data[2:])
-        units = options.units
-        if not units:
-            row = ours(name, parameters, data)
-            units = row["units"]
-            yield row
-        for rate in options.rates:
-            yield adam(name, parameters, data, units, rate, options.epochs or epochs)
+class Images(Benchmark):
+    name = "bench_images"
+    keys = ("set", "model", "rate")
+    settings = ("rows", "units", "epochs", "max_iter")
 
+    def add_options(self, add: Any) -> None:
+        add("--data", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+        add("--rows", type=int, help="the first training images only")
+        add("--units", type=int, help="train Adam with these only, without our fit")
+        add("--epochs", type=int, help="of Adam, in place of those of PROBLEMS")
+        add("--max-iter", type=int, help="of our fits, in place of those of PROBLEMS")
+        add("--rates", type=float, nargs="*", default=[1e-3, 3e-3, 1e-2, 3e-2])
 
-def report(found: list[dict[str, Any]], path: Path) -> None:
-    """Write the table and the numbers behind it."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * 6 + "---|"]
-    for row in found:
-        shown = dict(row, gap="" if row["gap"] is None else row["gap"])
-        texts = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown.values()]
-        lines.append("| " + " | ".join(texts) + " |")
-    about = circumstances()
-    facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    title, words = (__doc__ or "").split("\n", 1)
-    text = (
-        f"# Images\n\n{title}\n{words}\n" + "\n".join(lines) + f"\n\n## Circumstances\n\n{facts}\n"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    content = json.dumps({"circumstances": about, "rows": found}, indent=1)
-    path.with_suffix(".json").write_text(content + "\n", encoding="utf-8")
+    def plan(self) -> Iterable[Cell]:
+        for name in self.options.data:
+            if not self.options.units:
+                yield {"set": name, "model": "ours", "rate": None}
+            for rate in self.options.rates:
+                yield {"set": name, "model": "Adam", "rate": rate}
 
+    def measure(self, cell: Cell) -> Cell:
+        parameters, epochs = PROBLEMS[cell["set"]]
+        if self.options.max_iter:
+            parameters = parameters | {"max_iter": self.options.max_iter}
+        images = load_images(cell["set"])
+        images = (*(part[: self.options.rows] for part in images[:2]), *images[2:])
+        if cell["model"] == "ours":
+            return ours(parameters, images)
+        fits = [c for c in self.finished() if (c["set"], c["model"]) == (cell["set"], "ours")]
+        units = self.options.units or fits[0]["units"]
+        return adam(parameters, images, units, cell["rate"], self.options.epochs or epochs)
 
-def main() -> int:
-    """Run the models and write the table after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--data", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    add("--rows", type=int, help="the first training images only")
-    add("--units", type=int, help="train Adam with these only, without our fit")
-    add("--epochs", type=int, help="of Adam, in place of those of PROBLEMS")
-    add("--name", default="bench_images", help="of the files of results")
-    add("--rates", type=float, nargs="*", default=[1e-3, 3e-3, 1e-2, 3e-2])
-    add("--results", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", ConvergenceWarning)
-    found: list[dict[str, Any]] = []
-    for row in rows(options):
-        found.append(row)
-        print({key: row[key] for key in COLUMNS[:-1]}, flush=True)
-        report(found, options.results / options.name)
-    return 0
+    def report(self, cells: list[Cell]) -> Iterable[str]:
+        title, words = (__doc__ or "").strip().split("\n\n", 1)
+        yield "Images"
+        yield f"{title}\n\n{words}"
+        yield markdown([{key: cell[key] for key in COLUMNS} for cell in cells], ".4g")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(Images().main())

@@ -1,12 +1,13 @@
 """What the benchmarks share; importing it sets the number of threads, so import it first.
 
-The parts are those of benchopt: an objective judges every solver's answer by the same code and
-gives a duality gap (`objectives`), data sets (`data`), solvers that can say why they skip an
-objective (`solvers`, `gated_solvers`, `list_solvers`), runs under a limit (`running`), the
-circumstances (`circumstances`) and tables (`tables`).
+A benchmark is a :class:`~_suite.benchmark.Benchmark`: a plan of cells, how one is measured, and the
+tables made of them. Cells are kept in one JSON file a table, from which a stopped run goes on
+(`store`), with the circumstances of each run (`circumstances`). Tables are written by `tables`,
+what needs a process or a limit is run by `runner`, and `package` holds all that comes from private
+modules of the package. Times to a gap (`ladders`) are benchopt's idea: an objective judges every
+solver's answer by the same code (`objectives`, which has nothing of the package), and solvers can
+say why they skip one (`solvers`, `gated_solvers`, `list_solvers`).
 """
-
-from __future__ import annotations
 
 import os
 

@@ -1,13 +1,12 @@
 """Versions, threads and command: what the numbers depend on."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from _suite import THREAD_VARIABLES
@@ -19,31 +18,37 @@ PACKAGES = (
 )
 
 
-def version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
+def version(package: str) -> str:
+    """Return the version of a package, or that it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return "not installed"
 
 
-def environment() -> dict[str, str]:
-    """Return the versions and thread settings that the numbers depend on."""
+def circumstances() -> dict[str, str]:
+    """Return command, day, versions and threads; of absolute paths the last part only."""
     import sklearn_convexbn
 
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
     return {
+        "command": shlex.join(["python", script, *words]),
+        "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": str(os.cpu_count()),
-        **{package: version(package) or "not installed" for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES},
         "sklearn-convexbn": sklearn_convexbn.__version__,
         **{variable: os.environ[variable] for variable in THREAD_VARIABLES},
     }
 
 
-def circumstances() -> dict[str, str]:
-    """Return the command, the day and the environment; of absolute paths the last part only."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    script = f"benchmarks/{Path(sys.argv[0]).name}"
-    command = shlex.join(["python", script, *words])
-    return {"command": command, "date": time.strftime("%Y-%m-%d"), **environment()}
+def circumstances_block(runs: Iterable[dict[str, str]]) -> str:
+    """Return the circumstances of some runs in markdown, what differs between them side by side."""
+    values: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for key, value in run.items():
+            values.setdefault(key, {})[value] = None
+    lines = (f"- {key}: {'; '.join(distinct)}" for key, distinct in values.items())
+    return "\n".join(["## Circumstances", "", *lines])

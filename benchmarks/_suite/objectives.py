@@ -10,39 +10,30 @@ and the exact ReLU program on the same arrangements::
     minimise_{S+, S-}  mean_i loss(F_i, y_i) + alpha * sum_g (|S+_g|_2 + |S-_g|_2),
     F = sum_g D_g Z (S+_g - S-_g),   (2 D_g - I) Z S+_g >= 0,   (2 D_g - I) Z S-_g >= 0.
 
-The loss is ``(f - y)^2 / 2`` (with ``y`` standardised) or ``log(1 + exp f) - y f``.
+The loss is ``(f - y)^2 / 2`` (with ``y`` standardised) or ``log(1 + exp f) - y f``. Nothing here is
+the package's, so that it does not judge itself.
 """
 
-from __future__ import annotations
-
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
+from scipy.optimize import lsq_linear, nnls
 from scipy.special import entr, expit
 
 from _suite.data import Array, load
-from sklearn_convexbn._arrangements import project_onto_cone
 
 Loss = Literal["squared", "logistic"]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of an answer.
+class Verdict(NamedTuple):
+    """Objective of an answer once it is feasible, a lower bound of the optimum, and `violation`.
 
-    Attributes
-    ----------
-    primal : float
-        Objective of the answer, once it is feasible.
-    dual : float
-        A lower bound of the optimum.
-    violation : float
-        How far the answer was outside its cones: the largest ``-(2 D_g - I) Z S_g`` of all rows
-        and blocks, in standard deviations of the target for the squared loss.
+    That is how far the answer was outside its cones: the largest ``-(2 D_g - I) Z S_g``.
     """
 
     primal: float
@@ -56,56 +47,37 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """One data set with its gates, and a penalty.
-
-    Attributes
-    ----------
-    name : str
-    loss : {"squared", "logistic"}
-    Z : ndarray of shape (n, r + 1)
-    y : ndarray of shape (n,)
-    masks : ndarray of shape (n, P)
-        Diagonals of the D_g, entries 0.0 and 1.0.
-    gates : ndarray of shape (r + 1, P)
-    alpha : float
-    """
+    """One data set with its gates, and a penalty."""
 
     name: str
     loss: Loss
-    Z: Array
-    y: Array
-    masks: Array
-    gates: Array
+    Z: Array  # (n, r + 1)
+    y: Array  # (n,)
+    masks: Array  # (n, P): the diagonals of the D_g, entries 0.0 and 1.0
+    gates: Array  # (r + 1, P)
     alpha: float = math.nan
+    bound: float = math.nan  # of the optimum, where it is not taken from each answer
 
     @classmethod
     def of(cls, name: str, loss: Loss, n_gates: int, seed: int = 0) -> Self:
-        """Load a data set, cut at the median for the logistic loss if it has more values."""
+        """Load a data set, for the logistic loss cut at the median if needed, and draw gates."""
         X, y = load(name)
-        if loss == "logistic" and len(np.unique(y)) > 2:
-            y = (y > np.median(y)).astype(np.float64)
-        return cls.sample(name, X, y, loss, n_gates, seed)
+        if loss == "logistic":
+            y = (y > np.median(y)).astype(np.float64) if len(np.unique(y)) > 2 else y
+        else:
+            y = (y - y.mean()) / y.std()
+        Z = whiten(X)[0]
+        gates = np.random.default_rng(seed).standard_normal((Z.shape[1], n_gates))
+        return cls.on(name, loss, Z, y, gates)
 
     @classmethod
-    def sample(cls, name: str, X: Array, y: Array, loss: Loss, n_gates: int, seed: int = 0) -> Self:
-        """Whiten the inputs and draw the gates, keeping one of each non-empty pattern."""
-        if loss == "squared":
-            y = (y - y.mean()) / y.std()
-        U, s, _ = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
-        U = U[:, s >= 1e-10 * s[0]]
-        Z = np.hstack([math.sqrt(len(y)) * U, np.ones((len(y), 1))])
-        gates = np.random.default_rng(seed).standard_normal((Z.shape[1], n_gates))
+    def on(cls, name: str, loss: Loss, Z: Array, y: Array, gates: Array) -> Self:
+        """Keep one gate of each non-empty pattern."""
         masks = Z @ gates >= 0
         _, first = np.unique(masks, axis=1, return_index=True)
         keep = np.sort(first[masks[:, first].any(axis=0)])
-        return cls(
-            name,
-            loss,
-            np.ascontiguousarray(Z),
-            y,
-            np.ascontiguousarray(masks[:, keep], dtype=np.float64),
-            np.ascontiguousarray(gates[:, keep]),
-        )
+        chosen = np.ascontiguousarray(masks[:, keep], dtype=np.float64)
+        return cls(name, loss, np.ascontiguousarray(Z), y, chosen, gates[:, keep].copy())
 
     def at(self, fraction: float) -> Self:
         """Return the objective with ``alpha = fraction * alpha_max``."""
@@ -124,10 +96,23 @@ class Objective(ABC):
             f"P = {self.masks.shape[1]}, alpha_max = {self.alpha_max:.4g}"
         )
 
+    def predict(self, S: Array) -> Array:
+        """Return ``F = sum_g D_g Z S_g`` of one block S_g a gate."""
+        return np.einsum("ij,ij->i", self.masks, self.Z @ S.T)
+
+    def correlate(self, v: Array) -> Array:
+        """Return the (P, r + 1) array of ``Z^T D_g v``."""
+        return self.masks.T @ (self.Z * v[:, None])
+
     def lower_bound(self, F: Array) -> float:
         """Return the dual value at minus the loss's gradient, scaled until it is feasible."""
         Lambda = residual(F, self.y, self.loss)
         return dual_value(Lambda, self.largest_score(Lambda), self.y, self.loss, self.alpha)
+
+    def primal(self, F: Array, S: Array) -> float:
+        """Return the objective of blocks whose predictions are F."""
+        blocks = S.reshape(-1, S.shape[-1])
+        return primal_value(F, blocks, self.y, self.loss, self.alpha)
 
     @abstractmethod
     def largest_score(self, v: Array) -> float:
@@ -142,15 +127,16 @@ class GatedObjective(Objective):
     """The gated program; an answer S has shape (P, r + 1)."""
 
     def largest_score(self, v: Array) -> float:
-        return float(group_scores(self.Z, self.masks, v).max())
+        return float(np.linalg.norm(self.correlate(v), axis=1).max())
 
     def judge(self, S: Array) -> Verdict:
-        S = np.asarray(S, dtype=np.float64)
-        F = predict(self.Z, self.masks, S)
-        return Verdict(primal_value(F, S, self.y, self.loss, self.alpha), self.lower_bound(F))
+        return self.judged(self.predict(S), S)
+
+    def judged(self, F: Array, S: Array) -> Verdict:
+        """Judge an answer whose predictions are known."""
+        return Verdict(self.primal(F, S), self.lower_bound(F))
 
 
-@dataclass(frozen=True)
 class ListObjective(Objective):
     """The exact ReLU program; an answer holds S+ and S- in shape (2, P, r + 1).
 
@@ -159,51 +145,52 @@ class ListObjective(Objective):
     same for all answers: that of a reference, see :meth:`with_bound_of`.
     """
 
-    bound: float = math.nan
-
     def with_bound_of(self, S: Array) -> Self:
         """Return the objective with the dual value of an answer near the optimum as its bound."""
         return replace(self, bound=self.lower_bound(self.fit(self.projected(S))))
 
     def largest_score(self, v: Array) -> float:
-        correlations = correlate(self.Z, self.masks, v)
+        correlations = self.correlate(v)
         blocks = np.stack([correlations, -correlations])
         return float(np.linalg.norm(self.projected(blocks), axis=-1).max())
 
     def fit(self, S: Array) -> Array:
         """Return ``F = sum_g D_g Z (S+_g - S-_g)``."""
-        return predict(self.Z, self.masks, S[0] - S[1])
+        return self.predict(S[0] - S[1])
 
     def projected(self, S: Array) -> Array:
         """Return the blocks (2, P, r + 1) moved to the nearest points of their cones."""
-        patterns = self.masks.T > 0
-        return np.array(
-            [[project_onto_cone(self.Z, *pair) for pair in zip(patterns, T)] for T in S]  # noqa: B905
-        )
+        cones = [(2.0 * mask - 1.0)[:, None] * self.Z for mask in self.masks.T]
+        return np.array([[project(A, s) for A, s in zip(cones, T, strict=True)] for T in S])
 
     def judge(self, S: Array) -> Verdict:
-        S = np.asarray(S, dtype=np.float64)
         slack = (2.0 * self.masks - 1.0) * np.einsum("ij,agj->aig", self.Z, S)
         T = self.projected(S)
-        primal = primal_value(
-            self.fit(T), T.reshape(-1, T.shape[-1]), self.y, self.loss, self.alpha
-        )
-        return Verdict(primal, self.bound, max(0.0, -float(slack.min())))
+        return Verdict(self.primal(self.fit(T), T), self.bound, max(0.0, -float(slack.min())))
 
 
-def predict(Z: Array, masks: Array, S: Array) -> Array:
-    """Return ``F = sum_g D_g Z S_g``."""
-    return np.einsum("ij,ij->i", masks, Z @ S.T)
+def whiten(X: Array) -> tuple[Array, Array]:
+    """Return ``Z = [sqrt(n) U, 1]`` (n, r + 1) and the principal directions V (d, r)."""
+    U, s, Vt = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
+    kept = s >= 1e-10 * s[0]
+    return np.hstack([math.sqrt(len(X)) * U[:, kept], np.ones((len(X), 1))]), Vt[kept].T
 
 
-def correlate(Z: Array, masks: Array, v: Array) -> Array:
-    """Return the (P, r + 1) array of ``Z^T D_g v``."""
-    return masks.T @ (Z * v[:, None])
+def project(A: Array, s: Array) -> Array:
+    """Return the point of the cone ``{x : A x >= 0}`` nearest to s, A (n, k).
 
-
-def group_scores(Z: Array, masks: Array, v: Array) -> Array:
-    """Return ``|Z^T D_g v|_2`` for every gate."""
-    return np.linalg.norm(correlate(Z, masks, v), axis=1)
+    By Moreau: ``s + A^T u`` with the u >= 0 that makes this smallest. nnls has been seen to fail
+    for degenerate rows, and before SciPy 1.15 to cycle: its answer is checked.
+    """
+    size = np.linalg.norm(s)
+    if size == 0.0 or (A @ s).min() >= 0.0:
+        return s
+    M, unit = (A / np.maximum(np.linalg.norm(A, axis=1), 1e-300)[:, None]).T, s / size
+    with contextlib.suppress(RuntimeError):
+        x = unit + M @ nnls(M, -unit, maxiter=20 * max(M.shape))[0]
+        if np.linalg.norm(x) <= 1.0 + 1e-9 and (M.T @ x).min() >= -1e-7:
+            return size * x
+    return size * (unit + M @ lsq_linear(M, -unit, bounds=(0.0, np.inf), tol=1e-14).x)
 
 
 def residual(F: Array, y: Array, loss: Loss) -> Array:
@@ -213,11 +200,8 @@ def residual(F: Array, y: Array, loss: Loss) -> Array:
 
 def primal_value(F: Array, S: Array, y: Array, loss: Loss, alpha: float) -> float:
     """Return the objective at blocks S (any number, r + 1), whose predictions are F."""
-    if loss == "squared":
-        fit = 0.5 * np.mean((F - y) ** 2)
-    else:
-        fit = np.mean(np.logaddexp(0.0, F) - y * F)
-    return float(fit + alpha * np.linalg.norm(S, axis=1).sum())
+    losses = 0.5 * (F - y) ** 2 if loss == "squared" else np.logaddexp(0.0, F) - y * F
+    return float(losses.mean() + alpha * np.linalg.norm(S, axis=1).sum())
 
 
 def dual_value(Lambda: Array, largest_score: float, y: Array, loss: Loss, alpha: float) -> float:

@@ -1,0 +1,96 @@
+"""What the benchmarks stand on: cells that a stopped run goes on from, tables, and the judge."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def path_of_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_store_goes_on_and_tries_failed_cells_again(tmp_path):
+    from _suite.store import Store
+
+    def store(**options):
+        return Store(tmp_path / "table.json", ("data", "n"), {"limit": 3.0}, **options)
+
+    first = store()
+    first.add({"data": "a", "n": 1, "s": np.float64(0.5)}, {"command": "x"})
+    other = store()  # another process that has begun before the next cell is there
+    first.add({"data": "a", "n": 2, "failure": "ValueError: no"}, {"command": "x"})
+    other.add({"data": "b", "n": 1, "grid": (1, 2)}, {"command": "y"})
+    again = store()
+    assert again.why_missing({"data": "a", "n": 1}) == ""
+    assert again.why_missing({"data": "a", "n": 2}) == "failed: ValueError: no"
+    assert again.why_missing({"data": "c", "n": 1}) == "not run"
+    assert again.why_missing({"data": "b", "n": 1, "grid": (1, 2)}) == ""
+    assert again.why_missing({"data": "b", "n": 1, "grid": (1, 3)}) == "run with another grid"
+    again.add({"data": "a", "n": 2, "s": 1}, {"command": "y"})
+    assert [cell.get("s") for cell in store().cells] == [0.5, 1, None]
+    assert store().runs() == [{"command": "x"}, {"command": "y"}]
+
+
+def test_store_does_not_drop_cells_of_other_settings_unless_told(tmp_path):
+    from _suite.store import Store
+
+    path = tmp_path / "table.json"
+    Store(path, ("data",), {"limit": 3}).add({"data": "a"}, {})
+    with pytest.raises(SystemExit, match=r"other settings: limit 3 \(now 4\)"):
+        Store(path, ("data",), {"limit": 4})
+    Store(path, ("data",), {"limit": 4}, force=True)
+    assert len(Store(path, ("data",), None).cells) == 1  # dropped with the first cell only
+    Store(path, ("data",), {"limit": 4}, force=True).add({"data": "b"}, {})
+    assert [cell["data"] for cell in Store(path, ("data",), {"limit": 4}).cells] == ["b"]
+
+
+def test_kept_table_is_what_its_command_makes_of_its_cells(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_fit.py", "predict"])
+    from bench_fit import Predict
+
+    kept = BENCHMARKS / "results" / "bench_predict.json"
+    shutil.copy(kept, tmp_path)
+    assert Predict().main(["predict", "--report", "--results", str(tmp_path)]) == 0
+    report = (tmp_path / "bench_predict.md").read_text()
+    assert report == kept.with_suffix(".md").read_text()
+    assert report in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["GatedObjective", "ListObjective"])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_judge_gives_no_gap_at_the_optimum_and_a_gap_elsewhere(name, loss):
+    from _suite import objectives
+    from _suite.package import solve_on_gates
+
+    kind = getattr(objectives, name)
+    o = kind.of("diabetes", loss, 8).at(0.1)
+    activation = "relu" if name == "ListObjective" else "gated_relu"
+    program = {"loss": loss, "alpha": o.alpha, "activation": activation, "tol": 1e-7}
+    gates, directions, weights = solve_on_gates(o.Z, o.y, o.gates, **program)
+    S = np.zeros((2, o.masks.shape[1], o.Z.shape[1]))
+    np.add.at(S, ((weights < 0).astype(int), gates), directions * np.abs(weights)[:, None])
+    if name == "ListObjective":
+        o = o.with_bound_of(S)
+    else:
+        S = S[0] - S[1]
+    assert 0.0 <= o.judge(S).gap + 1e-12 <= 1e-5
+    assert o.judge(1.1 * S).gap > 1e-4
+    assert o.judge(S).violation <= 1e-9
+
+
+def test_judge_moves_blocks_to_the_nearest_point_of_their_cone():
+    from _suite.objectives import project
+
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((40, 4)) + np.array([3.0, 0, 0, 0])
+    for s in rng.standard_normal((20, 4)):
+        q = project(A, s)
+        assert (A @ q).min() >= -1e-9
+        assert abs(q @ (s - q)) <= 1e-9  # Moreau: the rest is orthogonal, and in the polar cone
+        assert (s - q) @ project(A, rng.standard_normal(4)) <= 1e-9
