@@ -14,14 +14,16 @@ from sklearn.utils.validation import column_or_1d
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrays import as_numpy, on_cpu
 from sklearn_convexbn._bound import proven, searched
-from sklearn_convexbn._compat import Interval, StrOptions, check_arguments, check_sample_weight
+from sklearn_convexbn._compat import Interval, check_arguments, check_sample_weight
 from sklearn_convexbn._encoding import (
     ACCEPTED_X,
     TrainingData,
     classification_data,
+    kind_of_target,
     loss_for,
     regression_data,
 )
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn._network import Network
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import (
@@ -31,6 +33,7 @@ from sklearn_convexbn._training import (
     prepare,
     train_path,
 )
+from sklearn_convexbn.losses import loss_constraint, resolved_loss
 
 #: Random starts of the search that estimates alpha_max.
 N_STARTS = 2000
@@ -38,7 +41,7 @@ N_STARTS = 2000
 #: What the parameters of a path may be, besides those of its alphas.
 CONSTRAINTS: dict[str, list[Any]] = {
     **{name: FIT_CONSTRAINTS[name] for name in FIT_CONSTRAINTS if name != "alpha"},
-    "loss": [StrOptions({"squared_error", "log_loss"}), None],
+    "loss": [*loss_constraint("numbers", "labels"), None],
 }
 
 #: A fit's parameters that are not a path function's.
@@ -55,7 +58,7 @@ def alpha_max(
     X: Any,
     y: Any,
     *,
-    loss: str | None = None,
+    loss: str | Loss | None = None,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
     activation: str = "relu",
@@ -84,8 +87,8 @@ def alpha_max(
     ----------
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Numbers for "squared_error", labels for "log_loss".
-    loss : {"squared_error", "log_loss"}, default=None
+        Labels for "log_loss", numbers for other names.
+    loss : {"squared_error", "huber", "poisson", "quantile", "log_loss"} or Loss, default=None
         None takes "log_loss" if y holds labels, that is one column of strings, booleans or
         integers, and "squared_error" for floats and several columns.
     n_components : int, float or None, default=None
@@ -150,7 +153,7 @@ def convexbn_path(
     *,
     eps: float = 1e-3,
     alphas: int | Any = 30,
-    loss: str | None = None,
+    loss: str | Loss | None = None,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
     activation: str = "relu",
@@ -172,13 +175,14 @@ def convexbn_path(
     ----------
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Numbers for "squared_error", labels for "log_loss".
+        Labels for "log_loss", numbers for other names.
     eps : float, default=1e-3
         Smallest alpha divided by the largest, where `alphas` is a number.
     alphas : int or array-like of shape (n_alphas,), default=30
         Number of alphas, geometrically spaced from :func:`alpha_max` down, or the alphas
         themselves: positive, strictly descending.
-    loss : {"squared_error", "log_loss"}, default=None
+        Labels for "log_loss", numbers for other names.
+    loss : {"squared_error", "huber", "poisson", "quantile", "log_loss"} or Loss, default=None
         As in :func:`alpha_max`, like the parameters up to `sample_weight`.
     n_components : int, float or None, default=None
         Leading principal directions of X that are kept.
@@ -259,19 +263,20 @@ def convexbn_path(
 
 
 def path_data(
-    X: Any, y: Any, loss: str | None, sample_weight: Any, *, fit_intercept: bool
+    X: Any, y: Any, loss: str | Loss | None, sample_weight: Any, *, fit_intercept: bool
 ) -> TrainingData:
     """Validate and encode the data of a path function."""
     refuse_shards("A path of alphas")
-    loss = loss or loss_for(y)
-    numeric = loss == "squared_error"
+    loss = loss_for(y) if loss is None else loss
+    kind = kind_of_target(loss, y)
+    numeric, chosen = kind == "numbers", resolved_loss(loss, kind)
     X, y = check_X_y(X, y, **ACCEPTED_X, multi_output=True, y_numeric=numeric)
     weights, X, y = check_sample_weight(sample_weight, X), on_cpu(X), as_numpy(y)
     if numeric:
-        return regression_data(X, y, weights, fit_intercept=fit_intercept)
+        return regression_data(X, y, weights, fit_intercept=fit_intercept, loss=chosen)
     y = column_or_1d(y)
     check_classification_targets(y)
-    return classification_data(X, y, weights, loss=loss)
+    return classification_data(X, y, weights, loss=chosen)
 
 
 def check_alphas(alphas: Any) -> np.ndarray:

@@ -89,7 +89,7 @@ def lasso_refit(
         dual = -float(total(loss.conjugate(scale * G, Y, p)))
         if value - dual <= tol * abs(value):
             break
-        H = _hessian(A, loss.hessian(F, Y, p)[:, 0, 0], fit_intercept)
+        H = _hessian(A, loss.curvatures(F, Y, p)[0][:, 0], fit_intercept)
         old = v.cpu().numpy()[:, 0]
         new = quadratic_lasso(H, H @ old - slopes.cpu().numpy()[:, 0], alpha, old)
         newton = torch.as_tensor(new, device=v.device)[:, None]
