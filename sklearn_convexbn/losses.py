@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from sklearn.base import clone
 
-from sklearn_convexbn._arrays import Array, array_namespace, on_device
+from sklearn_convexbn._arrays import Array, array_namespace, like, on_device
 from sklearn_convexbn._compat import Interval, StrOptions, check_parameters
 from sklearn_convexbn._losses import (
     LogisticLoss,
@@ -31,6 +31,7 @@ __all__ = [
     "Quantile",
     "SquaredError",
     "array_namespace",
+    "like",
     "xlogx",
 ]
 
