@@ -59,7 +59,11 @@ class Coupled(SoftmaxLoss):
 def _point(loss, n=40, C=2, seed=0, scale=2.0):
     rng = np.random.default_rng(seed)
     p = rng.uniform(0.1, 1.0, size=n)
-    Y = rng.poisson(1.5, size=(n, C)) * 1.0 if isinstance(loss, Poisson) else rng.normal(size=(n, C))
+    Y = (
+        rng.poisson(1.5, size=(n, C)) * 1.0
+        if isinstance(loss, Poisson)
+        else rng.normal(size=(n, C))
+    )
     return scale * rng.normal(size=(n, C)), Y, p / p.sum()
 
 
@@ -222,7 +226,9 @@ def test_bad_losses_are_refused_before_a_fit(loss, message):
 def test_poisson_refuses_negative_targets_and_zeros_alone():
     X = np.random.default_rng(0).normal(size=(20, 2))
     model = ConvexBNRegressor(loss="poisson")
-    with pytest.raises(ValueError, match=r"Poisson loss needs targets in \[0, inf\]. Got y from -1"):
+    with pytest.raises(
+        ValueError, match=r"Poisson loss needs targets in \[0, inf\]. Got y from -1"
+    ):
         model.fit(X, np.arange(20.0) - 1.0)
     with pytest.raises(ValueError, match="no constant is the best for targets that are all 0"):
         model.fit(X, np.c_[np.arange(20.0), np.zeros(20)])
@@ -392,7 +398,9 @@ def test_classifier_takes_an_instance():
     named = ConvexBNClassifier(0.03, random_state=0).fit(X, y)
     model = ConvexBNClassifier(0.03, random_state=0, loss=LogLoss()).fit(X, y)
     np.testing.assert_array_equal(model.predict_proba(X), named.predict_proba(X))
-    with pytest.raises(ValueError, match="is for targets that are numbers, and here they are labels"):
+    with pytest.raises(
+        ValueError, match="is for targets that are numbers, and here they are labels"
+    ):
         ConvexBNClassifier(loss=Huber()).fit(X, y)
 
 
