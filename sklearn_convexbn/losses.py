@@ -250,6 +250,17 @@ class Quantile(_Separable):
         T = (F - Y) / self.width
         return _sigmoid(T) * _sigmoid(-T) / self.width
 
+    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+        """Return the Hessian, a tenth of it replaced by the parabola that touches from above.
+
+        Far from y the loss is nearly linear, and a Newton step would have no end. With a tenth of
+        an upper bound (T. Jaakkola, M. Jordan, 2000) a tenth of the step lowers the value for sure.
+        """
+        T = (abs(F - Y) / self.width).clip(min=1e-4)
+        above = array_namespace(T).tanh(0.5 * T) / (2.0 * T) / self.width
+        D = p[:, None] * (0.9 * self._second(F, Y) + 0.1 * above)
+        return D, D[None][:0]
+
     def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
         u = U / p[:, None]
         above, below = self.quantile + u, (1.0 - self.quantile) - u
