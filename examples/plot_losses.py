@@ -32,7 +32,7 @@ levels = (0.1, 0.5, 0.9)
 ours, boosted = {}, {}
 for level in levels:
     loss = Quantile(level, width=0.02)
-    model = ConvexBNRegressor(alpha=5e-3, loss=loss, random_state=0).fit(x[:, None], y)
+    model = ConvexBNRegressor(alpha=1e-3, loss=loss, random_state=0).fit(x[:, None], y)
     below = np.mean(y <= model.predict(x[:, None]))
     print(f"quantile {level}: {100 * below:.0f} % of y below, {model.certificate_}")
     ours[level] = model.predict(grid)
@@ -54,8 +54,8 @@ t = np.sort(rng.uniform(0, 24, 250))
 rate = 1.0 + 9.0 * np.exp(-0.5 * ((t - 8.5) / 1.2) ** 2) + 6.0 * np.exp(-0.5 * ((t - 18) / 2) ** 2)
 counts = rng.poisson(rate)
 hours = np.linspace(0, 24, 400)[:, None]
-poisson = ConvexBNRegressor(alpha=2e-2, loss="poisson", random_state=0).fit(t[:, None], counts)
-squared = ConvexBNRegressor(alpha=2e-2, random_state=0).fit(t[:, None], counts)
+poisson = ConvexBNRegressor(alpha=4e-3, loss="poisson", random_state=0).fit(t[:, None], counts)
+squared = ConvexBNRegressor(alpha=4e-3, random_state=0).fit(t[:, None], counts)
 peer = HistGradientBoostingRegressor(loss="poisson", random_state=0).fit(t[:, None], counts)
 total = poisson.predict(t[:, None]).sum()
 print(f"counts {counts.sum()}, predicted {total:.1f}; {poisson.certificate_}")
@@ -74,7 +74,7 @@ for ax, bands, title in (
     (axes[1], boosted, "HistGradientBoostingRegressor"),
 ):
     ax.fill_between(grid[:, 0], bands[0.1], bands[0.9], color="C0", alpha=0.25, lw=0)
-    ax.plot(grid, bands[0.5], color="C0", lw=2, label="median")
+    ax.plot(grid, bands[0.5], color="C0", lw=2)
     for level in levels:
         ax.plot(grid, exact[level], color="k", lw=0.8, ls=":")
     ax.plot(x, y, ".", color="0.35", ms=3)
@@ -83,6 +83,6 @@ axes[2].plot(t, counts, ".", color="0.6", ms=4)
 axes[2].plot(hours, peer.predict(hours), color="C1", lw=1, label="HistGradientBoosting, Poisson")
 axes[2].plot(hours, poisson.predict(hours), color="C0", lw=2, label="ConvexBN, Poisson")
 axes[2].plot(t, rate, color="k", lw=0.8, ls=":", label="true mean")
-axes[2].set(title="Counts", xlabel="hour", ylabel="count")
+axes[2].set(title="Counts", xlabel="hour", ylabel="count", ylim=(-0.5, 19))
 axes[2].legend(frameon=False)
 plt.show()
