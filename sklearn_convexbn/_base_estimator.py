@@ -155,11 +155,11 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
             start = prepared.start(self._network())
 
         def attributes(result: Result) -> dict[str, Any]:
-            return fitted_attributes(prepared.trained(result), settings.alpha, data.scale)
+            return fitted_attributes(prepared.trained(result), settings.alpha, data)
 
         hooks.attributes = attributes
         trained = solve(prepared, settings, start=start, monitor=hooks)
-        self._set_fitted(fitted_attributes(trained, settings.alpha, data.scale))
+        self._set_fitted(fitted_attributes(trained, settings.alpha, data))
         hooks.end(lambda: attributes(trained.result))
 
     def _network(self) -> Network:
@@ -262,13 +262,10 @@ def _warn_of_lost_columns(prepared: Prepared, names: np.ndarray | None) -> None:
     )
 
 
-def fitted_attributes(trained: Trained, alpha: float, scale: float) -> dict[str, Any]:
-    """Return the fitted attributes of an estimator.
-
-    A mean loss in squared units of y scales with `scale` squared.
-    """
+def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dict[str, Any]:
+    """Return the fitted attributes of an estimator, in the units of y."""
     network, result, whitening = trained.network, trained.result, trained.whitening
-    certificate = result.certificate.scaled(scale**2)
+    certificate = result.certificate.scaled(data.unit)
     attributes = {
         "coefs_": network.coefs,
         "intercepts_": network.intercepts,
@@ -278,13 +275,14 @@ def fitted_attributes(trained: Trained, alpha: float, scale: float) -> dict[str,
         "objective_": certificate.primal,
         "dual_gap_": certificate.gap,
         "n_iter_": result.n_iter,
-        "history_": dict(result.history, objective=result.history["objective"] * scale**2),
+        "history_": dict(result.history, objective=result.history["objective"] * data.unit),
         "solver_": trained.solver,
         "n_components_": whitening.n_components,
         "singular_values_": whitening.singular_values,
         "explained_variance_ratio_": whitening.explained_variance_ratio,
         "shrinkage_": whitening.shrinkage,
-        "weight_decay_": float(alpha) * scale,
+        "weight_decay_": float(alpha) * data.unit / data.scale,
+        "loss_": data.loss,
     }
     if network.gates is not None:
         attributes["gates_"] = network.gates

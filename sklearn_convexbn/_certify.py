@@ -11,22 +11,24 @@ from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 
 from sklearn_convexbn._bound import Found, proven, searched
-from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
+from sklearn_convexbn._compat import Interval, check_arguments
 from sklearn_convexbn._device import plain_torch, resolve_device
 from sklearn_convexbn._encoding import (
     TrainingData,
     classification_data,
+    kind_of_target,
     loss_for,
     regression_data,
 )
 from sklearn_convexbn._foreign import Layers, read_network
-from sklearn_convexbn._losses import LOSSES
+from sklearn_convexbn._losses import LOSSES, Loss
 from sklearn_convexbn._network import Network, forward, neurons_of_network
 from sklearn_convexbn._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn._sharding import refuse_shards
 from sklearn_convexbn._training import PROBLEM_CONSTRAINTS, state_problem
 from sklearn_convexbn._validation import natural_array, validated_data
 from sklearn_convexbn._whitening import Whitening
+from sklearn_convexbn.losses import LogLoss, loss_constraint, names_for, resolved_loss
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
 EXPRESSION_TOLERANCE = 1e-8
@@ -38,7 +40,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     **PROBLEM_CONSTRAINTS,
     "shrinkage": [*PROBLEM_CONSTRAINTS["shrinkage"], None],
     "fit_intercept": [*PROBLEM_CONSTRAINTS["fit_intercept"], None],
-    "loss": [StrOptions({"squared_error", "log_loss"}), None],
+    "loss": [*loss_constraint("numbers", "labels"), None],
     "n_starts": [Interval(Integral, 1, None, closed="left")],
     "stationarity_tol": [Interval(Real, 0, None, closed="left")],
 }
@@ -119,7 +121,7 @@ def certify(
     y: Any,
     *,
     alpha: float,
-    loss: str | None = None,
+    loss: str | Loss | None = None,
     sample_weight: Any = None,
     n_components: int | float | None = None,
     shrinkage: float | str | None = None,
@@ -160,11 +162,12 @@ def certify(
         regression it is relative to a target of unit variance (root mean square without an
         intercept), so a weight decay of ``w`` beside half the mean squared error in the units of
         y is ``alpha = w / std(y)``. Must be positive.
-    loss : {"squared_error", "log_loss"}, default=None
-        "squared_error" is half the squared error, "log_loss" the logistic loss, or softmax
-        cross-entropy for two and more outputs. None takes a scikit-learn estimator's own; for a
-        torch module "log_loss" if y holds labels, that is one column of strings, booleans or
-        integers, and "squared_error" for floats and several columns.
+    loss : {"squared_error", "huber", "poisson", "quantile", "log_loss"} or Loss, default=None
+        As in the estimators: "squared_error" is half the squared error, "log_loss" the logistic
+        loss, or softmax cross-entropy for two and more outputs. Outputs are raw: for "poisson"
+        logs of means. None takes a scikit-learn estimator's own; for a torch module
+        "log_loss" if y holds labels, that is one column of strings, booleans or integers, and
+        "squared_error" for floats and several columns.
     sample_weight : array-like of shape (n_samples,), default=None
         Non-negative. A weight of 2 equals the row twice, also in batch normalization's statistics.
     n_components : int or float, default=None
@@ -287,28 +290,32 @@ def certify(
         random_state=check_random_state(random_state),
         device=device,
     )
-    return _certificate(problem, whitening, neurons, Lambda, found, data.scale**2, stationarity_tol)
+    return _certificate(problem, whitening, neurons, Lambda, found, data.unit, stationarity_tol)
 
 
 def _training_data(
-    layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | None, fit_intercept: bool
+    layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | Loss | None, fit_intercept: bool
 ) -> TrainingData:
     """Validate X and y, encode them as the estimators do and check that the network fits."""
     loss = layers.setting("loss", loss, _default_loss(layers, y))
-    labels = loss == "log_loss" if layers.estimator is None else is_classifier(layers.estimator)
-    if loss not in ("squared_error", "log_loss") or (loss == "log_loss" and not labels):
+    kind = kind_of_target(loss, natural_array(y, "y"))
+    if layers.estimator is not None:
+        kind = "labels" if is_classifier(layers.estimator) else "numbers"
+    labels = kind == "labels"
+    if isinstance(loss, str) and loss not in names_for(kind):
         raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
+    chosen = resolved_loss(loss, kind)
     X = layers.as_rows(X)
     X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
     n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
     if not labels:
-        data = regression_data(X, y, weights, fit_intercept=fit_intercept)
+        data = regression_data(X, y, weights, fit_intercept=fit_intercept, loss=chosen)
     else:
         class_weight = layers.setting("class_weight", None, None)
-        data = classification_data(X, y, weights, loss=loss, class_weight=class_weight)
-        if loss == "log_loss" and len(data.classes) == n_outputs == 2:
+        data = classification_data(X, y, weights, loss=chosen, class_weight=class_weight)
+        if isinstance(chosen, LogLoss) and len(data.classes) == n_outputs == 2:
             data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
     _check_outputs(layers, data, loss)
     return replace(data, patches=layers.patches)
@@ -321,7 +328,7 @@ def _default_loss(layers: Layers, y: Any) -> str:
     return loss_for(natural_array(y, "y"))
 
 
-def _check_outputs(layers: Layers, data: TrainingData, loss: str) -> None:
+def _check_outputs(layers: Layers, data: TrainingData, loss: str | Loss) -> None:
     """Refuse a network whose outputs are not those of the targets."""
     trained = layers.setting("classes_", None, data.classes)
     if not np.array_equal(trained, data.classes):

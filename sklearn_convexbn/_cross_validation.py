@@ -268,7 +268,7 @@ def _fold_path(
     scores, n_neurons, objectives, n_unconverged = [], [], [], 0
     for alpha, trained in zip(alphas, train_path(data, settings.fresh(), alphas), strict=True):
         model = copy(model)
-        attributes = fitted_attributes(trained, alpha, data.scale)
+        attributes = fitted_attributes(trained, alpha, data)
         model._set_fitted(attributes)
         scores.append(float(score(model, X[test], y[test], **params)))
         n_neurons.append(attributes["n_neurons_"])

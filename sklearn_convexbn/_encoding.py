@@ -18,10 +18,11 @@ from sklearn_convexbn._data import (
     scale_target,
     summable_weights,
 )
-from sklearn_convexbn._losses import LOSSES, Loss
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn._patches import PatchGrid
 from sklearn_convexbn._rows import Rows
 from sklearn_convexbn._sharding import ALL_HERE, Shards
+from sklearn_convexbn.losses import LogLoss, SquaredError
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,13 @@ class TrainingData:
 
     @property
     def scale(self) -> float:
-        """Return the unit of the target; a mean loss scales with its square."""
+        """Return the unit of the target; a mean loss scales with :attr:`unit`."""
         return 1.0 if self.target is None else self.target.scale
+
+    @property
+    def unit(self) -> float:
+        """Return the unit of a mean loss."""
+        return self.scale**self.loss.degree
 
     def cut(self, grid: PatchGrid | None) -> TrainingData:
         """Return the data with rows that are images cut into patches; None leaves them."""
@@ -83,15 +89,28 @@ def loss_for(y: Any) -> str:
     return "log_loss" if labels else "squared_error"
 
 
+def kind_of_target(loss: str | Loss, y: Any) -> str:
+    """Return whether a loss takes y for "labels" or for "numbers".
+
+    Where it takes both, numbers.
+    """
+    if isinstance(loss, str):
+        return "labels" if loss == "log_loss" else "numbers"
+    return "numbers" if "numbers" in loss.accepts else "labels"
+
+
 def regression_data(
     X: Any,
     y: np.ndarray,
     sample_weight: np.ndarray,
     *,
     fit_intercept: bool,
+    loss: Loss | None = None,
     shards: Shards = ALL_HERE,
 ) -> TrainingData:
     """Encode a regression target: centred (with an intercept) and scaled to unit variance.
+
+    For a loss that does not rescale its targets they stay as they are.
 
     Parameters
     ----------
@@ -100,22 +119,48 @@ def regression_data(
     sample_weight : ndarray of shape (n,)
         Non-negative.
     fit_intercept : bool
+    loss : Loss, default=None
+        None is the squared error.
     shards : Shards, default=ALL_HERE
 
     Returns
     -------
     TrainingData
+
+    Raises
+    ------
+    ValueError
+        For targets that the loss is not for.
     """
+    loss = SquaredError() if loss is None else loss
     weights = summable_weights(sample_weight, shards)
     data = canonical_data(X, np.asarray(y, dtype=np.float64), weights)
-    Y, target = scale_target(
-        data.y.reshape(len(data.rows), -1),
-        data.weights,
-        fit_intercept=fit_intercept,
-        shards=shards,
-    )
-    shards, squared = shards.of_rows(data.keys), LOSSES["squared"]
-    return TrainingData(data.rows, Y, data.weights, squared, target=target, shards=shards)
+    Y, target = data.y.reshape(len(data.rows), -1), None
+    _check_range(Y, loss, fit_intercept=fit_intercept, shards=shards)
+    if loss.rescales_target:
+        Y, target = scale_target(Y, data.weights, fit_intercept=fit_intercept, shards=shards)
+    loss, shards = loss.of_outputs(Y.shape[1]), shards.of_rows(data.keys)
+    return TrainingData(data.rows, Y, data.weights, loss, target=target, shards=shards)
+
+
+def _check_range(Y: np.ndarray, loss: Loss, *, fit_intercept: bool, shards: Shards) -> None:
+    """Refuse targets (n, C) outside the range of a loss, or all at one end of it."""
+    low, high = loss.target_range
+    if not np.isfinite([low, high]).any():
+        return
+    largest = [shards.maximum(float(end)) for end in Y.max(axis=0)]
+    smallest = [-shards.maximum(-float(end)) for end in Y.min(axis=0)]
+    if min(smallest) < low or max(largest) > high:
+        raise ValueError(
+            f"The {loss.name} loss needs targets in [{low:g}, {high:g}]. Got y from "
+            f"{min(smallest):g} to {max(largest):g}."
+        )
+    ends = [end for end, top in zip(smallest, largest, strict=True) if end == top in (low, high)]
+    if fit_intercept and ends:
+        raise ValueError(
+            f"With the {loss.name} loss no constant is the best for targets that are all "
+            f"{ends[0]:g}: some must differ in every column of y."
+        )
 
 
 def classification_data(
@@ -123,7 +168,7 @@ def classification_data(
     y: np.ndarray,
     sample_weight: np.ndarray,
     *,
-    loss: str,
+    loss: Loss,
     class_weight: dict[Any, float] | str | None = None,
     shards: Shards = ALL_HERE,
 ) -> TrainingData:
@@ -136,7 +181,7 @@ def classification_data(
         Labels.
     sample_weight : ndarray of shape (n,)
         Non-negative.
-    loss : {"log_loss", "squared_error"}
+    loss : Loss
     class_weight : dict, "balanced" or None
     shards : Shards, default=ALL_HERE
 
@@ -184,9 +229,9 @@ def _weights_of_labels(y: np.ndarray, class_weight: dict[Any, float], shards: Sh
     return per_class[np.searchsorted(classes, y)]
 
 
-def _encode(codes: np.ndarray, n_classes: int, loss: str) -> tuple[np.ndarray, Loss]:
+def _encode(codes: np.ndarray, n_classes: int, loss: Loss) -> tuple[np.ndarray, Loss]:
     """Return the targets (n, C) of class codes and the loss they are for."""
     if n_classes > 2:
-        return one_hot(codes, n_classes), LOSSES["softmax" if loss == "log_loss" else "squared"]
+        return one_hot(codes, n_classes), loss.of_outputs(n_classes)
     y = codes[:, None].astype(np.float64)
-    return (y, LOSSES["logistic"]) if loss == "log_loss" else (2.0 * y - 1.0, LOSSES["squared"])
+    return (y if isinstance(loss, LogLoss) else 2.0 * y - 1.0), loss.of_outputs(1)

@@ -15,10 +15,11 @@ from sklearn_convexbn._callbacks import FitHooks
 from sklearn_convexbn._compat import StrOptions, check_parameters, with_callbacks
 from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import TrainingData, classification_data, regression_data
-from sklearn_convexbn._losses import softmax
+from sklearn_convexbn._losses import Loss, softmax
 from sklearn_convexbn._patches import Patches
 from sklearn_convexbn._sharding import ALL_HERE, Shards, current_shards
 from sklearn_convexbn._validation import validated_data
+from sklearn_convexbn.losses import LogLoss, loss_constraint, resolved_loss
 
 #: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
 #: equal: a softmax cannot tell outputs apart that differ by one or two roundings of 1.
@@ -94,6 +95,11 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     verbose : int, default=0
         Print one line a round when positive.
 
+    loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
+        A name, or an instance of a loss in :mod:`sklearn_convexbn.losses`, whose parameters are
+        reached as ``loss__x``. "poisson" is for counts: predictions are the exponential of the
+        network's output, and y is not rescaled. `score` is R^2 whatever the loss.
+
     Attributes
     ----------
     coefs_ : list of two ndarrays of shapes (n_features, n_neurons) and (n_neurons, n_outputs)
@@ -111,7 +117,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     certificate_ : Certificate
         primal, dual, gap, infeasibility, kind ("exact" when rigorous, "estimated" when the
         maximum over arrangements came from a search) and program (the optimum it is about).
-        Values are in squared units of y.
+        Values are in squared units of y, for a quantile in those of y, for Poisson without any.
     objective_ : float
         Objective of the fitted network, ``certificate_.primal``.
     dual_gap_ : float
@@ -139,6 +145,8 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         The shrinkage used.
     weight_decay_ : float
         `alpha` in the units of y.
+    loss_ : Loss
+        The loss trained with.
     n_features_in_ : int
         Number of columns of X, for images of values.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -164,6 +172,46 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     >>> model.dual_gap_ <= 0.01
     True
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBN._parameter_constraints,
+        "loss": loss_constraint("numbers"),
+    }
+
+    def __init__(
+        self,
+        alpha: float = 3e-3,
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        super().__init__(
+            alpha,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            activation=activation,
+            solver=solver,
+            n_gates=n_gates,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -208,7 +256,14 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     def _encode(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
     ) -> TrainingData:
-        return regression_data(X, y, sample_weight, fit_intercept=self.fit_intercept, shards=shards)
+        return regression_data(
+            X,
+            y,
+            sample_weight,
+            fit_intercept=self.fit_intercept,
+            loss=resolved_loss(self.loss, "numbers"),
+            shards=shards,
+        )
 
     def predict(self, X: Any) -> Array:
         """Predict the target.
@@ -220,8 +275,10 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         Returns
         -------
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            The network's output, for ``loss="poisson"`` its exponential.
         """
         F = self._raw_predict(X)
+        F = self.loss_.prediction(F)
         return F[:, 0] if self._single_output else F
 
     def __sklearn_tags__(self) -> Any:
@@ -233,7 +290,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
 
 def _has_probabilities(estimator: Any) -> bool:
-    if estimator.loss == "log_loss":
+    if estimator.loss == "log_loss" or isinstance(estimator.loss, LogLoss):
         return True
     raise AttributeError(
         f"probabilities are available for loss='log_loss', not for loss={estimator.loss!r}"
@@ -325,9 +382,10 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     verbose : int, default=0
         Print one line a round when positive.
 
-    loss : {"log_loss", "squared_error"}, default="log_loss"
+    loss : {"log_loss", "squared_error"} or Loss, default="log_loss"
         "log_loss" is logistic for two classes and softmax cross-entropy for more.
         "squared_error" is taken to one-hot targets, for two classes to one target of -1 and 1.
+        Or an instance of :class:`~sklearn_convexbn.losses.Loss`.
 
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, multiplied with the sample weights.
@@ -379,6 +437,8 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         The shrinkage used.
     weight_decay_ : float
         `alpha`.
+    loss_ : Loss
+        The loss trained with.
     n_features_in_ : int
         Number of columns of X, for images of values.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -407,7 +467,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseConvexBN._parameter_constraints,
-        "loss": [StrOptions({"log_loss", "squared_error"})],
+        "loss": loss_constraint("labels"),
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -428,7 +488,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int | bool = 0,
-        loss: str = "log_loss",
+        loss: str | Loss = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
     ) -> None:
         super().__init__(
@@ -497,7 +557,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
             X,
             y,
             sample_weight,
-            loss=self.loss,
+            loss=resolved_loss(self.loss, "labels"),
             class_weight=self.class_weight,
             shards=shards,
         )

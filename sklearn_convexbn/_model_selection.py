@@ -12,6 +12,7 @@ from sklearn_convexbn import solvers
 from sklearn_convexbn._compat import StrOptions, weighted_scorer, with_callbacks
 from sklearn_convexbn._cross_validation import BaseConvexBNCV
 from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn._patches import Patches
 
 
@@ -82,6 +83,10 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     verbose : int, default=0
         Print one line a round of every fit when positive.
 
+    loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
+        As in :class:`ConvexBNRegressor`. Scores are mean squared errors of predictions whatever
+        the loss.
+
     Attributes
     ----------
     alpha_ : float
@@ -121,6 +126,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseConvexBNCV._parameter_constraints,
+        "loss": ConvexBNRegressor._parameter_constraints["loss"],
     }
     _plain = ConvexBNRegressor
     _scores_name = "mse_path_"
@@ -146,9 +152,11 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
     ) -> None:
         self.alphas = alphas
         self.eps = eps
+        self.loss = loss
         self.n_components = n_components  # type: ignore[assignment]
         self.shrinkage = shrinkage
         self.activation = activation
@@ -266,7 +274,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
     verbose : int, default=0
         Print one line a round of every fit when positive.
 
-    loss : {"log_loss", "squared_error"}, default="log_loss"
+    loss : {"log_loss", "squared_error"} or Loss, default="log_loss"
         Loss of every fit.
 
     class_weight : dict, "balanced" or None, default=None
@@ -340,7 +348,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int | bool = 0,
-        loss: str = "log_loss",
+        loss: str | Loss = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
     ) -> None:
         self.alphas = alphas

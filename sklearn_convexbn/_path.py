@@ -11,14 +11,16 @@ import numpy as np
 from sklearn_convexbn import solvers
 from sklearn_convexbn._arrays import on_cpu
 from sklearn_convexbn._bound import proven, searched
-from sklearn_convexbn._compat import Interval, StrOptions, check_arguments
+from sklearn_convexbn._compat import Interval, check_arguments
 from sklearn_convexbn._device import plain_torch
 from sklearn_convexbn._encoding import (
     TrainingData,
     classification_data,
+    kind_of_target,
     loss_for,
     regression_data,
 )
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn._network import Network
 from sklearn_convexbn._patches import Patches, images_as_rows
 from sklearn_convexbn._sharding import refuse_shards
@@ -30,6 +32,7 @@ from sklearn_convexbn._training import (
     train_path,
 )
 from sklearn_convexbn._validation import check_numbers, natural_array, validated_data
+from sklearn_convexbn.losses import loss_constraint, resolved_loss
 
 #: Random starts of the search that estimates alpha_max.
 N_STARTS = 2000
@@ -37,7 +40,7 @@ N_STARTS = 2000
 #: What the parameters of a path may be, besides those of its alphas.
 CONSTRAINTS: dict[str, list[Any]] = {
     **{name: FIT_CONSTRAINTS[name] for name in FIT_CONSTRAINTS if name != "alpha"},
-    "loss": [StrOptions({"squared_error", "log_loss"}), None],
+    "loss": [*loss_constraint("numbers", "labels"), None],
 }
 
 #: A fit's parameters that are not a path function's.
@@ -55,7 +58,7 @@ def alpha_max(
     X: Any,
     y: Any,
     *,
-    loss: str | None = None,
+    loss: str | Loss | None = None,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
     activation: str = "relu",
@@ -86,8 +89,8 @@ def alpha_max(
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
         With `patches` images, (n_samples, height, width[, channels]) or flattened.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Numbers for "squared_error", labels for "log_loss".
-    loss : {"squared_error", "log_loss"}, default=None
+        Labels for "log_loss", numbers for other names.
+    loss : {"squared_error", "huber", "poisson", "quantile", "log_loss"} or Loss, default=None
         None takes "log_loss" if y holds labels, that is one column of strings, booleans or
         integers, and "squared_error" for floats and several columns.
     n_components : int, float or None, default=None
@@ -156,7 +159,7 @@ def convexbn_path(
     *,
     eps: float = 1e-3,
     alphas: int | Any = 30,
-    loss: str | None = None,
+    loss: str | Loss | None = None,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
     activation: str = "relu",
@@ -180,13 +183,14 @@ def convexbn_path(
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
         With `patches` images, (n_samples, height, width[, channels]) or flattened.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Numbers for "squared_error", labels for "log_loss".
+        Labels for "log_loss", numbers for other names.
     eps : float, default=1e-3
         Smallest alpha divided by the largest, where `alphas` is a number.
     alphas : int or array-like of shape (n_alphas,), default=30
         Number of alphas, geometrically spaced from :func:`alpha_max` down, or the alphas
         themselves: positive, strictly descending.
-    loss : {"squared_error", "log_loss"}, default=None
+        Labels for "log_loss", numbers for other names.
+    loss : {"squared_error", "huber", "poisson", "quantile", "log_loss"} or Loss, default=None
         As in :func:`alpha_max`, like the parameters up to `sample_weight`.
     n_components : int, float or None, default=None
         Leading principal directions of X that are kept.
@@ -272,7 +276,7 @@ def convexbn_path(
 def path_data(
     X: Any,
     y: Any,
-    loss: str | None,
+    loss: str | Loss | None,
     sample_weight: Any,
     *,
     fit_intercept: bool,
@@ -281,12 +285,15 @@ def path_data(
     """Validate and encode the data of a path function."""
     refuse_shards("A path of alphas")
     X, grid = images_as_rows(patches, X)
-    loss = loss or loss_for(natural_array(y, "y"))
-    X, y, weights = validated_data(X, y, sample_weight, labels=loss == "log_loss")
-    if loss == "squared_error":
-        data = regression_data(on_cpu(X), y, weights, fit_intercept=fit_intercept)
+    target = natural_array(y, "y")
+    loss = loss_for(target) if loss is None else loss
+    kind = kind_of_target(loss, target)
+    chosen = resolved_loss(loss, kind)
+    X, y, weights = validated_data(X, y, sample_weight, labels=kind == "labels")
+    if kind == "numbers":
+        data = regression_data(on_cpu(X), y, weights, fit_intercept=fit_intercept, loss=chosen)
     else:
-        data = classification_data(on_cpu(X), y, weights, loss=loss)
+        data = classification_data(on_cpu(X), y, weights, loss=chosen)
     return data.cut(grid)
 
 

@@ -53,6 +53,7 @@ def problem_and_whitening(
     n_components=None,
     shrinkage=0.0,
     seed=0,
+    loss_object=None,
 ):
     """State a problem on X (n, d), Y (n, C) as they are; gates: None, a number, or "all"."""
     weights = np.ones(len(X)) if weights is None else weights
@@ -67,7 +68,7 @@ def problem_and_whitening(
         Z=Z,
         Y=np.asarray(Y, dtype=float).reshape(len(X), -1),
         p=weights / weights.sum(),
-        loss=LOSSES[loss],
+        loss=LOSSES[loss] if loss_object is None else loss_object,
         alpha=alpha,
         fit_intercept=fit_intercept,
         activation=activation,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import sklearn_convexbn
-from sklearn_convexbn import solvers
+from sklearn_convexbn import losses, solvers
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 EXECUTED = ["add_a_loss", "depth", "images", "index", "install", "quickstart"]
@@ -42,6 +42,7 @@ def test_code_runs_in_order_and_prints_what_the_page_shows(page, capsys):
 def test_api_page_lists_every_public_name():
     listed = set(re.findall(r"^   ([\w.]+)$", (DOCS / "api.md").read_text("utf-8"), flags=re.M))
     public = {f"solvers.{name}" for name in solvers.__all__}
+    public |= {f"losses.{name}" for name in losses.__all__}
     public |= {name for name in sklearn_convexbn.__all__ if name != "__version__"}
     assert public <= listed
 

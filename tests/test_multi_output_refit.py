@@ -231,7 +231,7 @@ def test_row_hessians_are_those_of_the_loss(loss):
     program = _multi_output_refit._Program(stored(A), Y, p, LOSSES[loss], alpha, True)
     F = torch.as_tensor(np.random.default_rng(0).normal(size=Y.shape))
     D, U = _multi_output_refit._row_hessians(program, F)
-    full = torch.diag_embed(D) - U[:, :, None] * U[:, None, :]
+    full = torch.diag_embed(D) - torch.einsum("rnc,rnd->ncd", U, U)
     torch.testing.assert_close(full, LOSSES[loss].hessian(F, Y, p))
     inverse = _multi_output_refit._summed_inverse(D, U)
     torch.testing.assert_close(inverse, torch.linalg.pinv(full.sum(dim=0), hermitian=True))

@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import blas, lapack
 from torch import Tensor
 
-from sklearn_convexbn._losses import Loss, SquaredLoss, optimal_intercept
+from sklearn_convexbn._losses import Loss, optimal_intercept
 
 #: Numbers in a temporary array: matrices are summed over chunks of rows or blocks this large.
 CHUNK = 2**23
@@ -78,8 +78,8 @@ class Program:
 def _costs(program: Program, P: int) -> tuple[float, float]:
     n, k = program.Z.shape
     columns = P * k
-    # The Gram matrix of the squared loss is the same in all steps.
-    gram = 0 if isinstance(program.loss, SquaredLoss) else n * columns**2
+    # With a constant Hessian the Gram matrix is the same in all steps.
+    gram = 0 if program.loss.identity_hessian else n * columns**2
     return gram + columns**3 / 3, n**2 * columns + n**3 / 3
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn._arrays import Array, array_namespace, as_numpy
-from sklearn_convexbn._losses import Loss, optimal_intercept, softmax
+from sklearn_convexbn._arrays import as_numpy
+from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 
 if TYPE_CHECKING:
@@ -134,10 +134,15 @@ def _group_step(groups: Groups, g: int, point: BlockPoint) -> BlockPoint:
     A, V, total = groups.columns(g), point.V[g], groups.shards.total
     X = np.hstack([A, np.ones((len(A), 1))]) if groups.fit_intercept else A
     gradient = total(X.T @ groups.loss.gradient(point.F, groups.Y, groups.p))
-    H = total(_hessian(X, *row_hessians(groups.loss, point.F, groups.Y, groups.p)))
+    D, U = groups.loss.curvatures(point.F, groups.Y, groups.p)
+    H = total(_hessian(X, D, U))
     sizes = total(groups.p @ (X * X))
-    # Half of the largest curvature everywhere, in every direction of the group.
-    bound = np.repeat(groups.loss.curvature * X.shape[1] * sizes, V.shape[1])
+    # Half of the largest curvature everywhere, in every direction of the group; of a loss without
+    # one, of that here.
+    curvature = groups.loss.curvature
+    if not np.isfinite(curvature):
+        curvature = groups.shards.maximum(float((D / groups.p[:, None]).max()))
+    bound = np.repeat(curvature * X.shape[1] * sizes, V.shape[1])
     here = groups.mean_loss(point.F) + groups.alpha * float(np.linalg.norm(V))
     for damping in DAMPINGS:
         # Where curvature has underflowed undamped steps may leave the range of floats.
@@ -156,13 +161,19 @@ def _group_step(groups: Groups, g: int, point: BlockPoint) -> BlockPoint:
 
 
 def _hessian(X: np.ndarray, D: np.ndarray, U: np.ndarray) -> np.ndarray:
-    """Return the Hessian (e C, e C) of the loss in weights (e, C) of the columns X (n, e)."""
+    """Return the Hessian (e C, e C) of the loss in weights (e, C) of the columns X (n, e).
+
+    D (n, C) and U (R, n, C) are as in :meth:`Loss.curvatures`.
+    """
     e, C = X.shape[1], D.shape[1]
-    H = np.zeros((e, C, e, C))
+    diagonal = np.zeros((e, C, e, C))
     for c in range(C):
-        H[:, c, :, c] = X.T @ (D[:, c : c + 1] * X)
-    coupled = (X[:, :, None] * U[:, None, :]).reshape(len(X), e * C)
-    return H.reshape(e * C, e * C) - coupled.T @ coupled
+        diagonal[:, c, :, c] = X.T @ (D[:, c : c + 1] * X)
+    H = diagonal.reshape(e * C, e * C)
+    for u in U:
+        coupled = (X[:, :, None] * u[:, None, :]).reshape(len(X), e * C)
+        H -= coupled.T @ coupled
+    return H
 
 
 def _model_step(
@@ -211,17 +222,3 @@ def shrunken(H: np.ndarray, r: np.ndarray, alpha: float) -> np.ndarray:
         return np.full_like(r, np.nan)  # beyond the range of floats
     t = optimize.brentq(excess, low, high, xtol=1e-300, rtol=1e-14)
     return Q @ (rho * t / (t * e + alpha))
-
-
-def row_hessians(loss: Loss, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
-    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``.
-
-    This is `Loss.hessian` without its n C^2 numbers.
-    """
-    nothing = array_namespace(F).zeros_like(F)
-    if loss.name == "softmax":
-        probabilities = softmax(F)
-        return p[:, None] * probabilities, p[:, None] ** 0.5 * probabilities
-    if loss.name == "squared":
-        return p[:, None] + nothing, nothing
-    return loss.hessian(F, Y, p)[:, :, 0], nothing

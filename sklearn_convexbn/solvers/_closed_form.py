@@ -23,7 +23,6 @@ import numpy as np
 from scipy import optimize
 
 from sklearn_convexbn._bound import correlation_bound
-from sklearn_convexbn._losses import LogisticLoss, SquaredLoss
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -75,13 +74,13 @@ class ClosedForm(Solver):
 
 
 def _is_scalar_regression(problem: Problem) -> bool:
-    return isinstance(problem.loss, SquaredLoss) and problem.n_outputs == 1
+    return problem.loss.identity_hessian and problem.n_outputs == 1
 
 
 def _targets_are_classes(problem: Problem) -> bool:
-    Y = problem.Y
-    if isinstance(problem.loss, LogisticLoss):
-        return True
+    Y = np.hstack([1.0 - problem.Y, problem.Y]) if problem.n_outputs == 1 else problem.Y
+    if "labels" not in problem.loss.accepts:
+        return False
     return bool(((Y == 0) | (Y == 1)).all() and (Y.sum(axis=1) == 1).all())
 
 
@@ -121,7 +120,9 @@ def _scalar_solution(problem: Problem) -> Neurons:
     For fixed b the fit is ``(1 - alpha/|r+|)_+ r+ - (1 - alpha/|r-|)_+ r-`` with r = y - b and
     norms weighted by p; b is the root of a monotone derivative.
     """
-    y, p, alpha = problem.Y[:, 0], problem.p, _alpha(problem)
+    p, alpha = problem.p, _alpha(problem)
+    # What a row's loss is the squared distance from.
+    y = -problem.loss.gradient(0.0 * problem.Y, problem.Y, p)[:, 0] / p
 
     def residual_slope(b: float) -> float:
         above, below = np.maximum(y - b, 0.0), np.maximum(b - y, 0.0)
@@ -182,10 +183,16 @@ class _ClassProblem:
         slope = self.loss.gradient(b[None], target[None], one)[0]
         if np.linalg.norm(slope) <= tau:
             return np.zeros_like(b)
-        if isinstance(self.loss, SquaredLoss):
+        if self.loss.identity_hessian:
             return -slope * (1.0 - tau / np.linalg.norm(slope))
-        if isinstance(self.loss, LogisticLoss):  # the slope ends at tau, so the fit is known
-            return (2.0 * target - 1.0) * np.log((1.0 - tau) / tau) - b
+        if len(b) == 1:  # the slope ends at tau, on its own side
+            side = np.sign(slope)
+
+            def excess(f: float) -> float:
+                fit = np.array([[f]])
+                return float(self.loss.gradient(fit, target[None], one)[0, 0] - tau * side[0])
+
+            return np.array([_increasing_root(excess, float(b[0]))]) - b
 
         def value(t: np.ndarray) -> float:
             F = (b + t)[None]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sklearn_convexbn._arrangements import project_onto_cone
-from sklearn_convexbn._losses import LogisticLoss, Loss, SoftmaxLoss, SquaredLoss
+from sklearn_convexbn._losses import Loss
 from sklearn_convexbn._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
@@ -49,8 +49,8 @@ class CVXPY(Solver):
         if problem.activation == "relu" and not problem.pooling.is_identity:
             patches = f"{problem.pooling.n_patches} patches of an image"
             return f"{patches} on a list of arrangements, whose cones it has for whole rows only"
-        if not isinstance(problem.loss, (SquaredLoss, LogisticLoss, SoftmaxLoss)):
-            return f"the {problem.loss.name} loss"
+        if type(problem.loss).cvxpy_value is Loss.cvxpy_value:
+            return f"the {problem.loss.name} loss, which has no form in CVXPY"
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
@@ -114,7 +114,8 @@ class CVXPY(Solver):
 
         if not problem.fit_intercept:
             constraints = [*constraints, variables[-1] == 0]
-        objective = _mean_loss(problem.loss, fit, problem.Y, problem.p) + problem.alpha * mass
+        mean_loss = problem.loss.cvxpy_value(fit, problem.Y, problem.p)
+        objective = mean_loss + problem.alpha * mass
         # Sums over rows, not means: interior-point tolerances are partly absolute.
         program = cp.Problem(cp.Minimize(len(problem.Y) * objective), constraints)
         with warnings.catch_warnings():
@@ -129,17 +130,6 @@ class CVXPY(Solver):
                 "solver='fista'."
             )
         return values
-
-
-def _mean_loss(loss: Loss, fit: Any, Y: np.ndarray, p: np.ndarray) -> Any:
-    """State the weighted mean loss of a CVXPY expression `fit` (n, C)."""
-    import cvxpy as cp
-
-    if isinstance(loss, SquaredLoss):
-        return 0.5 * cp.sum_squares(cp.multiply(np.sqrt(p)[:, None], fit - Y))
-    if isinstance(loss, LogisticLoss):
-        return p @ (cp.logistic(fit) - cp.multiply(Y, fit))[:, 0]
-    return p @ (cp.log_sum_exp(fit, axis=1) - cp.sum(cp.multiply(Y, fit), axis=1))
 
 
 def nuclear_neurons(blocks: np.ndarray, gates: np.ndarray, b: np.ndarray) -> Neurons:

@@ -17,7 +17,7 @@ faster there than augmented Lagrangians or ADMM (:mod:`_interior_point`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,7 +49,7 @@ class FISTA(Solver):
         "newton": Newton steps on the scales of the gates, for gated programs with one output, not
         pooled over patches.
         "fista": proximal gradient steps and Newton steps on the factors of the blocks.
-        "auto": "newton" where it applies, in float64, and "fista" elsewhere.
+        "auto": "newton" where it applies, in float64, and "fista" elsewhere and where that stalls.
     dtype : {"float64", "float32"}, default="float64"
         Arithmetic of "fista"; "newton" always computes in float64, but for factors that only
         speed it up. With "float32" relative gaps come down to about 1e-3.
@@ -97,9 +97,19 @@ class FISTA(Solver):
 
             return interior_point(problem, settings)
         auto_newton = self.method == "auto" and _has_newton(problem) and self.dtype == "float64"
-        if self.method == "newton" or auto_newton:
+        if self.method == "newton":
             return _newton_iterates(problem, settings)
+        if auto_newton:
+            return self._newton_first(problem, settings)
         return self._fista_iterates(problem, settings)
+
+    def _newton_first(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+        """Take Newton steps on the scales, and where those lead no further "fista" from there."""
+        for iterate in _newton_iterates(problem, settings):
+            yield replace(iterate, stalled=False)
+            if iterate.stalled:
+                start = replace(settings, start=iterate.neurons)
+                yield from self._fista_iterates(problem, start)
 
     def _fista_iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         import torch
@@ -204,6 +214,12 @@ def shrink_singular_values(X: Tensor, threshold: float) -> Tensor:
     return X @ filtered if X.shape[1] >= X.shape[2] else filtered @ X
 
 
+def _largest_curvature(program: GatedProgram, F: Tensor) -> float:
+    """Return the largest second derivative of one row's loss at the fit F (n, C)."""
+    D = program.loss.curvatures(F, program.Y, program.p)[0] / program.p.unsqueeze(1)
+    return max(float(D.max()), 1e-30)
+
+
 def proximal_steps(program: GatedProgram, point: Point, accuracy: float, *, n_steps: int) -> Point:
     """FISTA with adaptive restart and step sizes from the local curvature of the loss.
 
@@ -217,10 +233,11 @@ def proximal_steps(program: GatedProgram, point: Point, accuracy: float, *, n_st
         return point
     part = program.restricted(point.gates)
     lipschitz, bound = part.squared_norm(), program.loss.curvature
+    scale = bound if bound < float("inf") else _largest_curvature(part, part.fit(point.S) + point.b)
     S, b = point.S, point.b
     fit = part.fit(S)
     S_old, b_old, fit_old = S, b, fit
-    curvature, t, first = 0.25 * bound, 1.0, 0.0
+    curvature, t, first = 0.25 * scale, 1.0, 0.0
     for i in range(n_steps):
         t_new = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
         momentum = (t - 1.0) / t_new
@@ -231,7 +248,7 @@ def proximal_steps(program: GatedProgram, point: Point, accuracy: float, *, n_st
         value, G = part.value(F), part.gradient(F)
         slope, slope_b = part.adjoint(G), G.sum(dim=0) * part.fit_intercept
         S_old, b_old, fit_old = S, b, fit
-        curvature = max(0.9 * curvature, 1e-6 * bound)
+        curvature = max(0.9 * curvature, 1e-6 * scale)
         while True:
             step = 1.0 / (curvature * lipschitz)
             S = shrink_singular_values(W - step * slope, step * part.alpha)

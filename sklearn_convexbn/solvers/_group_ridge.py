@@ -123,7 +123,7 @@ class Program:
         return self.loss.gradient(F, self.Y, self.p)
 
     def weights(self, F: Array) -> Array:
-        return self.loss.hessian(F, self.Y, self.p)[:, :, 0]
+        return self.loss.curvatures(F, self.Y, self.p)[0]
 
     def correlations(self, column: Array, M: Array) -> Array:
         """Return ``Z^T diag(M_g) column`` of every group (P, k), without the n x Pk design."""

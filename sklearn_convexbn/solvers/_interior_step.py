@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._losses import SquaredLoss
 from sklearn_convexbn.solvers._arrangement_program import (
     BlockSystem,
     Program,
@@ -183,7 +182,7 @@ class Step:
         the residual and to the complementarity that are there.
         """
         program, point = self.program, self.point
-        if isinstance(program.loss, SquaredLoss):
+        if program.loss.identity_hessian:
             return length
         direction = program.fit(self.ds)
         fit = program.fit(point.s) + point.b

@@ -145,7 +145,7 @@ def _newton_step(
 
     Where the last step brought the bound `closer`, a full step need only not raise the value.
     """
-    weights = program.loss.hessian(point.F, program.Y, program.p)[:, 0, 0]
+    weights = program.loss.curvatures(point.F, program.Y, program.p)[0][:, 0]
     H = _hessian(program.A, weights, program.fit_intercept)
     old = point.v.cpu().numpy()[:, 0]
     new = quadratic_lasso(H, H @ old - slopes.cpu().numpy()[:, 0], program.alpha, old)

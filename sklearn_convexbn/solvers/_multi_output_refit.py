@@ -7,8 +7,8 @@ that many columns in A. A round has two steps, each with a line search.
 
 1. A proximal Newton step in a metric that does not couple outputs: output c has the Gram matrix
    :math:`H_c = A^T \mathrm{diag}(W_c) A`, with W the diagonals of the Hessians of the loss.
-   The metric is exact for the squared loss, with one matrix for all outputs. The quadratic
-   group lasso is solved by Newton's method on one scale a neuron, as in
+   Where these are equal for all outputs one matrix does; for the squared loss it is exact. The
+   quadratic group lasso is solved by Newton's method on one scale a neuron, as in
    :mod:`~sklearn_convexbn.solvers._group_newton`:
 
    .. math:: \phi(\eta) = \min_V q(V) + \frac{\alpha}{2} \sum_j (|V_j|^2 / \eta_j + \eta_j),
@@ -33,7 +33,7 @@ from sklearn_convexbn._losses import Loss, optimal_intercept
 from sklearn_convexbn._pooling import columns_of
 from sklearn_convexbn._sharding import ALL_HERE, Shards
 from sklearn_convexbn._units._activations import Activations
-from sklearn_convexbn.solvers._block_descent import descend_units, row_hessians
+from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
@@ -209,12 +209,13 @@ def _best_shift(program: _Program, F: Tensor) -> Tensor:
 
 
 def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
-    """Return D and U (n, C): the Hessian of row i is ``diag(D_i) - U_i U_i^T``."""
-    return row_hessians(program.loss, F, program.Y, program.p)
+    """Return D (n, C) and U (R, n, C): row i's Hessian is ``diag(D_i) - sum_r U_ri U_ri^T``."""
+    return program.loss.curvatures(F, program.Y, program.p)
 
 
 def _summed_inverse(D: Tensor, U: Tensor, shards: Shards = ALL_HERE) -> Tensor:
     """Return the pseudoinverse (C, C) of the sum of the row Hessians."""
+    U = U.flatten(0, 1)
     total = shards.total(torch.diag(D.sum(dim=0)) - U.T @ U)
     return torch.linalg.pinv(total, atol=1e-200, rtol=1e-12, hermitian=True)
 
@@ -307,7 +308,10 @@ def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
     """Return the metric of the neurons `rows` at F."""
     A = program.A.columns(rows)
     D, U = _row_hessians(program, F)
-    W = D[:, :1] if program.loss.name == "squared" else D - U * U
+    W = D - (U * U).sum(dim=0)
+    alike = float((W - W[:, :1]).abs().max()) == 0.0 if len(W) else True
+    if program.A.shards.maximum(float(not alike)) == 0.0:
+        W = W[:, :1]
     H = A.gram(W)
     if not program.fit_intercept:
         return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha, A.cells)
@@ -374,7 +378,8 @@ def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> 
     R = metric.apply(V) - g
     fit = point.value - program.alpha * float(norms.sum())
     constant = fit + 0.5 * float(((R - g) * V).sum())
-    accuracy = 0.5 * tol if program.loss.name == "squared" else max(0.5 * tol, 0.1 * min(gap, 1.0))
+    exact = program.loss.identity_hessian
+    accuracy = 0.5 * tol if exact else max(0.5 * tol, 0.1 * min(gap, 1.0))
     new = _solve_model(metric, R, norms[rows], constant, accuracy)
     db = -(metric.means.unsqueeze(1) @ metric.split(new - V)).reshape(-1)
     return _search_line(program, point, new, rows, db)
@@ -396,7 +401,10 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
     inverse = _summed_inverse(diagonal, root, A.shards) * float(program.fit_intercept)
 
     def curved(change: Tensor) -> Tensor:
-        return diagonal * change - root * (root * change).sum(dim=1, keepdim=True)
+        curved = diagonal * change
+        for part in root:
+            curved = curved - part * (part * change).sum(dim=1, keepdim=True)
+        return curved
 
     def intercept(change: Tensor) -> Tensor:
         return -inverse @ program.total(curved(change).sum(dim=0))
