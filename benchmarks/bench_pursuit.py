@@ -367,7 +367,7 @@ def by_scnn(problem: Problem, tol: float, limit: float) -> Answers:
 
 CLARABEL = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-6)
 METHODS: dict[str, Callable[[Problem, float, float], Answers]] = {
-    "FISTA": partial(by_package, make_solver("fista")),
+    "FISTA": partial(by_package, make_solver("interior_point")),
     "CVXPY": partial(by_package, make_solver("cvxpy").set_params(options=CLARABEL)),
     "scnn": by_scnn,
 }

@@ -336,7 +336,7 @@ def solve(
 
 
 def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Solver:
-    """Resolve the ``solver`` parameter; "auto" prefers a proven closed form.
+    """Resolve the ``solver`` parameter; "auto" prefers a proven closed form, or Newton's method.
 
     Raises
     ------
@@ -350,12 +350,14 @@ def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Sol
         return chosen
     if problem.shards.size > 1:
         return solvers.make_solver("pursuit")
-    closed_form = solvers.make_solver("closed_form")
-    if not solvers.unsupported(closed_form, problem):
-        return closed_form
-    chosen = solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
-    solvers.check_supported(chosen, problem)
-    return chosen
+    names = ["group_newton", "fista"]
+    if problem.activation == "relu":
+        names = ["closed_form", "pursuit"]
+    preferred, general = map(solvers.make_solver, names)
+    if not solvers.unsupported(preferred, problem):
+        return preferred
+    solvers.check_supported(general, problem)
+    return general
 
 
 def _torch_device(settings: TrainingSettings) -> str | None:

@@ -108,8 +108,7 @@ def test_unknown_solver_name_is_refused():
         (Pursuit(n_insert=2.5), r"'n_insert' parameter of Pursuit .* Got 2\.5"),
         (Pursuit(n_slide_steps="a"), r"'n_slide_steps' parameter of Pursuit .* Got 'a'"),
         (Pursuit(certify_factor=0), r"'certify_factor' parameter of Pursuit .* Got 0"),
-        (FISTA(method="admm"), r"'method' parameter of FISTA must be a str among .* Got 'admm'"),
-        (FISTA(dtype="float16"), r"'dtype' parameter of FISTA .* Got 'float16'"),
+        (FISTA(dtype="float16"), r"'dtype' parameter of FISTA must be a str among .* 'float16'"),
         (FISTA(n_steps=0), r"'n_steps' parameter of FISTA .* Got 0"),
         (FISTA(n_newton_steps=-1), r"'n_newton_steps' parameter of FISTA .* Got -1"),
         (CVXPY(backend=None), r"'backend' parameter of CVXPY .* Got None"),
@@ -163,7 +162,7 @@ class Scripted(Solver):
         return ""
 
     def iterates(self, problem, settings):
-        best = solve(problem, solvers.make_solver("fista"), tol=1e-9).neurons
+        best = solve(problem, "group_newton", tol=1e-9).neurons
         for i, factor in enumerate(self.factors):
             weights = factor * best.weights
             neurons = Neurons(best.directions, weights, best.intercept, best.gates)
@@ -236,7 +235,7 @@ class NotFinite(Solver):
         return ""
 
     def iterates(self, problem, settings):
-        best = solve(problem, solvers.make_solver("fista"), tol=0.1).neurons
+        best = solve(problem, "group_newton", tol=0.1).neurons
         for i in range(self.good + 1):
             factor = 1.0 if i < self.good else self.value
             yield Iterate(

@@ -16,7 +16,7 @@ from sklearn_convexbn._problem import Neurons
 
 
 class Ours(OwnSolver):
-    """The package's solver ``fista``, an interior-point method here."""
+    """The package's solver ``interior_point``."""
 
     activation = "relu"
 

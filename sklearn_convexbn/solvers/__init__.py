@@ -15,6 +15,8 @@ from sklearn_convexbn.solvers._base import Iterate, Monitor, Result, RunSettings
 REGISTRY: dict[str, tuple[str, str]] = {
     "closed_form": ("sklearn_convexbn.solvers._closed_form", "ClosedForm"),
     "pursuit": ("sklearn_convexbn.solvers._pursuit", "Pursuit"),
+    "group_newton": ("sklearn_convexbn.solvers._gated_newton", "GroupNewton"),
+    "interior_point": ("sklearn_convexbn.solvers._interior_point", "InteriorPoint"),
     "fista": ("sklearn_convexbn.solvers._fista", "FISTA"),
     "cvxpy": ("sklearn_convexbn.solvers._cvxpy", "CVXPY"),
 }
@@ -24,6 +26,8 @@ __all__ = [
     "FISTA",
     "REGISTRY",
     "ClosedForm",
+    "GroupNewton",
+    "InteriorPoint",
     "Iterate",
     "Monitor",
     "Pursuit",
