@@ -21,12 +21,11 @@ class GroupNewton(Solver):
     """
 
     name = "group_newton"
+    several_outputs = False
 
     def unsupported(self, problem: Problem) -> str:
         if problem.activation != "gated_relu":
             return f"activation={problem.activation!r}"
-        if problem.n_outputs > 1:
-            return "several outputs"
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:

@@ -19,12 +19,11 @@ class InteriorPoint(Solver):
     """
 
     name = "interior_point"
+    several_outputs = False
 
     def unsupported(self, problem: Problem) -> str:
         if problem.activation != "relu":
             return f"activation={problem.activation!r}"
-        if problem.n_outputs > 1:
-            return "ReLU networks with several outputs on a list of arrangements"
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
