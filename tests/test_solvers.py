@@ -112,7 +112,7 @@ def test_solvers_are_cloneable_estimators_with_their_registered_name(name):
         ("auto", {"n_rows": 7}, ["pursuit"]),
         ("auto", {"n_rows": 6, "pooled": True}, ["closed_form", "pursuit"]),
         ("auto", {"n_rows": 6, "spread": True}, ["pursuit"]),
-        ("auto", {"activation": "gated_relu"}, ["group_newton", "fista"]),
+        ("auto", {"activation": "gated_relu"}, ["group_newton"]),
         ("auto", {"activation": "gated_relu", "n_outputs": 2}, ["fista"]),
         ("auto", {"activation": "gated_relu", "pooled": True}, ["fista"]),
         ("closed_form", {}, ["closed_form"]),

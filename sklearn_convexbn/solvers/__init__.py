@@ -117,12 +117,17 @@ def named_solvers(solver: str | Solver, activation: str) -> list[Solver]:
 
 
 def candidates(solver: str | Solver, outline: Outline) -> list[Solver]:
-    """Return the solvers to choose from once rows are whitened, the preferred ones first.
+    """Return the solvers that may have to be tried in turn on a problem: mostly one.
 
-    More than one only where the first, a closed form, may turn out not to be proven.
+    A closed form may turn out, on the whitened rows, not to be proven; the next one is for that.
     """
     *preferred, last = named_solvers(solver, outline.activation)
-    return [*filter(outline.suits, preferred), last]
+    found = []
+    for each in filter(outline.suits, preferred):
+        found.append(each)
+        if not each.needs_independent_rows:
+            return found
+    return [*found, last]
 
 
 def first_capable(choice: Sequence[Solver], problem: Problem) -> Solver:
