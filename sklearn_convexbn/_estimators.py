@@ -63,13 +63,15 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         Cut rows, which are images then, into patches that every hidden unit sees: a convolutional
         network, as :class:`Patches` says. None is the dense network.
 
-    solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
-        "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
-        FISTA for "gated_relu". The parameters of an instance are reached as ``solver__x``.
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
+        "auto" takes for "relu" a closed form where one is proven to hold, else the pursuit; for
+        "gated_relu" the Newton method with one output, FISTA with several outputs or pooled
+        patches. The parameters of an instance are reached as ``solver__x``.
 
     n_gates : int or "all", default=256
         Number of arrangements to sample where the program needs a fixed list ("gated_relu";
-        "relu" with solver "fista" or "cvxpy"). "all" enumerates them, if they are few.
+        "relu" with solver "interior_point" or "cvxpy"). "all" enumerates them, if they are few.
 
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept. Without it the target is not
@@ -351,13 +353,15 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         Cut rows, which are images then, into patches that every hidden unit sees: a convolutional
         network, as :class:`Patches` says. None is the dense network.
 
-    solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
-        "auto" takes a closed form where one is proven to hold, then pursuit for "relu" and
-        FISTA for "gated_relu". The parameters of an instance are reached as ``solver__x``.
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
+        "auto" takes for "relu" a closed form where one is proven to hold, else the pursuit; for
+        "gated_relu" the Newton method with one output, FISTA with several outputs or pooled
+        patches. The parameters of an instance are reached as ``solver__x``.
 
     n_gates : int or "all", default=256
         Number of arrangements to sample where the program needs a fixed list ("gated_relu";
-        "relu" with solver "fista" or "cvxpy"). "all" enumerates them, if they are few.
+        "relu" with solver "interior_point" or "cvxpy"). "all" enumerates them, if they are few.
 
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.

@@ -47,7 +47,8 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     patches : Patches or None, default=None
         Cut rows, which are images then, into patches, as :class:`Patches` says.
 
-    solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
         Solver of every fit.
 
     n_gates : int or "all", default=256
@@ -235,7 +236,8 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
     patches : Patches or None, default=None
         Cut rows, which are images then, into patches, as :class:`Patches` says.
 
-    solver : {"auto", "closed_form", "pursuit", "fista", "cvxpy"} or Solver, default="auto"
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
         Solver of every fit.
 
     n_gates : int or "all", default=256

@@ -78,8 +78,8 @@ def alpha_max(
       maximum is affordable (as in :func:`certify`); where the rows are linearly independent after
       centring an upper bound, which one output attains; else the largest value that a search
       finds, so an estimate from below;
-    - for "relu" on a list of arrangements (``solver="fista"`` or "cvxpy") the largest
-      ``<+-Z^T D_i Lambda, q>`` over unit q in the cone of arrangement i;
+    - for "relu" on a list of arrangements (``solver="interior_point"`` or "cvxpy") the
+      largest ``<+-Z^T D_i Lambda, q>`` over unit q in the cone of arrangement i;
     - for "gated_relu" the largest ``|Z^T D_i Lambda|`` (spectral norm for several outputs), which
       is at least as large on the same list, for want of the cones. This and the one before
       belong to the list that `random_state` draws.

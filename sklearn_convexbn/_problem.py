@@ -127,7 +127,7 @@ class Certificate:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """One training problem; immutable.
 

@@ -10,7 +10,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 
 from sklearn_convexbn import solvers
@@ -183,16 +182,17 @@ def state_problem(
     n_components: int | float | None,
     shrinkage: float | str,
     activation: str = "relu",
-    rows: Rows | None = None,
+    in_blocks: bool = False,
+    device: str | None = None,
     compact: bool = False,
 ) -> tuple[Problem, Whitening]:
     """Whiten the rows and state the problem, without a list of arrangements.
 
-    The problem is in NumPy arrays, or where `rows` are if they are given, those of the data, for
-    the pursuit. `compact` keeps the whitened rows in float32 where they are many and outnumber
-    their columns. Those that the pursuit has not the memory for are computed as it reads them.
+    The problem is in NumPy arrays; `in_blocks` on a torch `device`, or with None where the data
+    are, and whitened rows that there is not the memory for are computed when they are read.
+    `compact` keeps whitened rows in float32 where they are many and outnumber their columns.
     """
-    pursued, rows = rows is not None, data.rows.on_cpu() if rows is None else rows
+    rows = data.rows.to(device) if in_blocks else data.rows.on_cpu()
     weights, pooling = data.weights, IDENTITY
     if data.patches is not None:
         weights, pooling = data.patches.weights(weights), data.patches.pooling
@@ -207,7 +207,7 @@ def state_problem(
     k = whitening.n_components + 1
     n = data.shards.total(float(len(cut)))  # what all processes decide alike by
     compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
-    if pursued and data.shards.size == 1 and not are_stored(len(cut), k, rows, compact=compact):
+    if in_blocks and data.shards.size == 1 and not are_stored(len(cut), k, rows, compact=compact):
         rows = rows if is_tensor(rows.example) else rows.to("cpu")
         Z = _computed(_cut(rows, data.patches), whitening, compact=compact)
     else:
@@ -260,10 +260,10 @@ def train_path(
     """
     prepared, start = prepare(data, replace(settings, alpha=float(alphas[0]))), None
     for alpha in alphas:
-        problem = replace(prepared.problem, alpha=float(alpha))
-        prepared = replace(
-            prepared, problem=problem, solver=choose_solver(settings.solver, problem)
-        )
+        if alpha != prepared.problem.alpha:
+            problem = replace(prepared.problem, alpha=float(alpha))
+            solver = solvers.first_capable(_solvers(data, settings), problem)
+            prepared = replace(prepared, problem=problem, solver=solver)
         trained = solve(prepared, settings, start=start)
         start = trained.result.neurons
         yield trained
@@ -271,7 +271,7 @@ def train_path(
 
 @out_of_memory_explained()
 def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
-    """Whiten, state the problem and choose its solver.
+    """Choose the solver, whiten as it takes rows, and state the problem.
 
     Raises
     ------
@@ -280,22 +280,24 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
     MemoryError
         If it does not fit into the memory of a torch device.
     """
-    # The pursuit, which "auto" means for ReLU unless rows are few, computes where the rows are and
-    # reads them in float32; the other solvers begin with NumPy arrays in float64.
+    choice = _solvers(data, settings)
     n, d = _cut(data.rows, data.patches).shape
-    many = n > 2 * d
-    pursued = data.shards.size > 1 or (_is_pursuit(settings) and many)
+    many = data.shards.size > 1 or n > 2 * d
+    in_blocks = many and all(
+        solver.reads_blocks and not _has_list(solver, settings.activation) for solver in choice
+    )
     problem, whitening = state_problem(
         data,
-        rows=data.rows.to(_torch_device(settings)) if pursued else None,
-        compact=pursued and settings.tol >= COMPACT_TOLERANCE,
+        in_blocks=in_blocks,
+        device=None if settings.device == "cpu" else settings.device,
+        compact=in_blocks and settings.tol >= COMPACT_TOLERANCE,
         alpha=settings.alpha,
         fit_intercept=settings.fit_intercept,
         n_components=settings.n_components,
         shrinkage=settings.shrinkage,
         activation=settings.activation,
     )
-    solver = choose_solver(settings.solver, problem)
+    solver = solvers.first_capable(choice, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
     return Prepared(problem, whitening, data.target, solver, data.patches)
 
@@ -335,43 +337,18 @@ def solve(
     return prepared.trained(result)
 
 
-def choose_solver(solver: str | solvers.Solver, problem: Problem) -> solvers.Solver:
-    """Resolve the ``solver`` parameter; "auto" prefers a proven closed form.
-
-    Raises
-    ------
-    ValueError
-        If the solver asked for does not handle the problem.
-    """
-    if solver != "auto":
-        named = isinstance(solver, str)
-        chosen = solvers.make_solver(solver) if named else clone(solver)
-        solvers.check_supported(chosen, problem)
-        return chosen
-    if problem.shards.size > 1:
-        return solvers.make_solver("pursuit")
-    closed_form = solvers.make_solver("closed_form")
-    if not solvers.unsupported(closed_form, problem):
-        return closed_form
-    chosen = solvers.make_solver("fista" if problem.activation == "gated_relu" else "pursuit")
-    solvers.check_supported(chosen, problem)
-    return chosen
-
-
-def _torch_device(settings: TrainingSettings) -> str | None:
-    """Return the device to read rows to, None for leaving them where they are."""
-    return None if settings.device == "cpu" else settings.device
-
-
-def _is_pursuit(settings: TrainingSettings) -> bool:
-    """Return whether a problem of many rows goes to the pursuit, which reads float32 rows."""
-    return _names_pursuit(settings.solver, settings.activation)
-
-
-def _names_pursuit(solver: str | solvers.Solver, activation: str) -> bool:
-    if isinstance(solver, str):
-        return solver == "pursuit" or (solver == "auto" and activation == "relu")
-    return isinstance(solver, solvers.Pursuit)
+def _solvers(data: TrainingData, settings: TrainingSettings) -> list[solvers.Solver]:
+    """Return the solvers to choose from once the rows are whitened."""
+    n, d = _cut(data.rows, data.patches).shape
+    outline = solvers.Outline(
+        activation=settings.activation,
+        n_rows=n,
+        n_columns=d,
+        n_outputs=data.Y.shape[1],
+        pooled=data.patches is not None and not data.patches.pooling.is_identity,
+        spread=data.shards.size > 1,
+    )
+    return solvers.candidates(settings.solver, outline)
 
 
 def check_for_shards(values: dict[str, Any]) -> None:
@@ -384,7 +361,7 @@ def check_for_shards(values: dict[str, Any]) -> None:
     if values["patches"] is not None:
         raise ValueError("Inside row_shards patches must be None: rows are no images there.")
     solver, activation, seed = (values[n] for n in ("solver", "activation", "random_state"))
-    if activation != "relu" or not _names_pursuit(solver, activation):
+    if activation != "relu" or not solvers.named_solvers(solver, activation)[-1].reads_blocks:
         raise ValueError(
             "Inside row_shards the solver is the pursuit, for activation='relu'. Got "
             f"solver={solver!r} and activation={activation!r}."
@@ -396,11 +373,16 @@ def check_for_shards(values: dict[str, Any]) -> None:
         )
 
 
+def _has_list(solver: solvers.Solver, activation: str) -> bool:
+    """Return whether the program that a solver is for has a list of arrangements."""
+    return activation != "relu" or solver.needs_arrangements
+
+
 def with_arrangements(
     problem: Problem, whitening: Whitening, solver: solvers.Solver, settings: TrainingSettings
 ) -> Problem:
     """Give the problem its list of arrangements where the program or the solver needs one."""
-    if problem.activation == "relu" and not solver.needs_arrangements:
+    if not _has_list(solver, problem.activation):
         return problem
     every = settings.n_gates == "all"
     if every:

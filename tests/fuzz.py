@@ -203,7 +203,9 @@ def _estimator(rng, n, d, y, *, classify):
     solver = "auto"
     if program != "relu":
         small = n <= 20 and d <= 4
-        solver = "cvxpy" if small and rng.random() < 0.3 else "fista"
+        own = "interior_point" if program == "relu list" else "group_newton"
+        own = own if one_output else "fista"
+        solver = "cvxpy" if small and rng.random() < 0.3 else own
     # Networks of several outputs take long at small alpha and tol.
     slow = program == "relu" and not one_output
     options = {

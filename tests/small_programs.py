@@ -10,7 +10,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_convexbn._losses import LOSSES, optimal_intercept
 from sklearn_convexbn._problem import relative_gap
 from sklearn_convexbn._units._activations import StoredActivations
-from sklearn_convexbn.solvers import FISTA
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from tests.helpers import make_problem, solve
@@ -25,6 +24,13 @@ KINDS = {
     "relu list": [("squared", 1), ("logistic", 1)],
     "lasso": [("squared", 1), ("logistic", 1)],
     "several outputs": [("squared", 2), ("softmax", 3), ("softmax", 4)],
+}
+
+#: Kind of a program on a list of arrangements -> its solver.
+SOLVERS = {
+    "gated, newton": "group_newton",
+    "gated, fista": "fista",
+    "relu list": "interior_point",
 }
 
 
@@ -177,8 +183,7 @@ def solved_gap(seed, kind, tol=1e-6):
         refit = random_refit(seed, kind)
         return refit, refit.gap(*refit.solved(tol), tol)
     problem = random_problem(seed, kind)
-    solver = FISTA(method="fista" if kind == "gated, fista" else "auto")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the gap says it
-        certificate = solve(problem, solver, tol=tol, max_iter=1000).certificate
+        certificate = solve(problem, SOLVERS[kind], tol=tol, max_iter=1000).certificate
     return problem, certificate.gap

@@ -1,9 +1,11 @@
+import gc
+
 import cvxpy as cp
 import numpy as np
 import pytest
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
-from sklearn_convexbn.solvers import ClosedForm
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, convexbn_path
+from sklearn_convexbn.solvers import ClosedForm, _closed_form
 from tests.helpers import make_problem, shared_data, solve, targets
 
 per_intercept = pytest.mark.parametrize("fit_intercept", [True, False])
@@ -195,6 +197,26 @@ def test_regressor_takes_the_closed_form_on_wide_data(fit_intercept, alpha):
     mass += np.linalg.norm(model.coefs_[1]) ** 2
     value = 0.5 * np.mean(residual**2) + 0.5 * model.weight_decay_ * mass
     assert model.objective_ == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "solver"), [(0.5, "closed_form"), (0.2, "pursuit"), (0.05, "pursuit")]
+)
+def test_a_closed_form_is_solved_once_whether_it_is_proven_or_not(alpha, solver, monkeypatch):
+    solve_classes, solved = _closed_form._class_solution, []
+    held = len(_closed_form._CANDIDATES)
+    monkeypatch.setattr(
+        _closed_form, "_class_solution", lambda problem: solved.append(1) or solve_classes(problem)
+    )
+    X, y = np.random.default_rng(0).normal(size=(14, 30)), np.repeat([0, 1, 2], [8, 4, 2])
+    model = ConvexBNClassifier(alpha, random_state=0).fit(X, y)
+    assert model.solver_.name == solver
+    assert model.dual_gap_ <= model.tol
+    assert len(solved) == 1
+    _, networks, _ = convexbn_path(X, y, alphas=[0.5, alpha / 2], random_state=0)
+    assert len(solved) == 1 + len(networks)
+    gc.collect()
+    assert len(_closed_form._CANDIDATES) == held
 
 
 def test_repeated_rows_of_wide_data_keep_the_closed_form():

@@ -57,7 +57,7 @@ def models(diabetes):
     return {
         "pursuit": regressor(alpha=0.03).fit(X, y),
         "gated": regressor(activation="gated_relu", n_gates=20, tol=1e-4).fit(X, y),
-        "list": regressor(solver="fista", n_gates=10).fit(X, y),
+        "list": regressor(solver="interior_point", n_gates=10).fit(X, y),
         "two directions": regressor(n_components=2).fit(X, y),
         "closed form": regressor().fit(wide, y[:20]),
         "shrunk": regressor(n_components=4, shrinkage=0.5).fit(X, y),

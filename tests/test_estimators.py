@@ -219,8 +219,8 @@ def test_objective_grows_with_alpha_and_large_alpha_gives_the_mean(diabetes):
 def test_full_relu_is_at_most_the_optimum_over_sampled_arrangements(diabetes):
     X, y = diabetes
     full = regressor(tol=1e-3).fit(X, y)
-    few = regressor(solver="fista", n_gates=10, tol=1e-3).fit(X, y)
-    more = regressor(solver="fista", n_gates=40, tol=1e-3).fit(X, y)
+    few = regressor(solver="interior_point", n_gates=10, tol=1e-3).fit(X, y)
+    more = regressor(solver="interior_point", n_gates=40, tol=1e-3).fit(X, y)
     assert few.certificate_.program == "10 sampled arrangements"
     assert full.objective_ <= more.objective_ * (1 + 1e-3) <= few.objective_ * (1 + 2e-3)
 
@@ -398,9 +398,12 @@ def test_class_weights_that_are_no_weights(iris):
 @pytest.mark.parametrize(
     ("solver", "kw", "names"),
     [
-        ("closed_form", {}, "'pursuit' or 'fista'"),
-        ("closed_form", {"activation": "gated_relu"}, "'fista'"),
-        ("pursuit", {"activation": "gated_relu"}, "'fista' or 'cvxpy'"),
+        ("closed_form", {}, "'pursuit' or 'interior_point' or 'cvxpy'"),
+        ("closed_form", {"activation": "gated_relu"}, "'group_newton' or 'fista' or 'cvxpy'"),
+        ("pursuit", {"activation": "gated_relu"}, "'group_newton' or 'fista' or 'cvxpy'"),
+        ("fista", {}, "'pursuit' or 'interior_point' or 'cvxpy'"),
+        ("group_newton", {}, "'pursuit' or 'interior_point' or 'cvxpy'"),
+        ("interior_point", {"activation": "gated_relu"}, "'group_newton' or 'fista' or 'cvxpy'"),
     ],
 )
 def test_refusal_names_a_solver_that_can(diabetes, solver, kw, names):
@@ -408,7 +411,7 @@ def test_refusal_names_a_solver_that_can(diabetes, solver, kw, names):
         regressor(solver=solver, **kw).fit(*diabetes)
 
 
-@pytest.mark.parametrize("solver", ["fista", "cvxpy"])
+@pytest.mark.parametrize("solver", ["interior_point", "cvxpy"])
 def test_relu_lists_with_several_outputs_are_refused(iris, solver):
     with pytest.raises(ValueError, match=r"several outputs.*'pursuit'"):
         classifier(solver=solver).fit(*iris)
@@ -609,7 +612,9 @@ def test_wide_data_use_a_closed_form(iris):
     assert m.n_neurons_ == 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"activation": "gated_relu"}, {"solver": "fista"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"activation": "gated_relu"}, {"solver": "interior_point"}]
+)
 def test_warm_start_needs_at_most_two_rounds_on_the_same_data(diabetes, settings):
     X, y = diabetes
     m = ConvexBNRegressor(0.02, warm_start=True, n_gates=40, random_state=0, **settings)

@@ -25,6 +25,7 @@ from sklearn_convexbn.solvers import (
 )
 from sklearn_convexbn.solvers._factors import row_norms
 from sklearn_convexbn.solvers._fista import FISTA
+from sklearn_convexbn.solvers._gated_newton import GroupNewton
 from tests.helpers import make_problem, solve, targets
 
 LOSS_OF = {"diabetes": "squared", "breast_cancer": "logistic", "iris": "softmax", "wine": "softmax"}
@@ -35,6 +36,10 @@ LOADERS = {
     "wine": load_wine,
 }
 ONE_OUTPUT = ("diabetes", "breast_cancer")
+
+#: Data and the solvers for them.
+NAMES_AND_SOLVERS = [(name, "fista") for name in LOADERS]
+NAMES_AND_SOLVERS += [(name, "group_newton") for name in ONE_OUTPUT]
 SHARES = (0.1, 0.01, 0.001)
 
 
@@ -106,17 +111,17 @@ def assert_certified(problem, result, tol):
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("name", LOADERS)
-def test_gap_of_1e_6_on_real_data_with_200_gates(name, share):
+@pytest.mark.parametrize(("name", "solver"), NAMES_AND_SOLVERS)
+def test_gap_of_1e_6_on_real_data_with_200_gates(name, solver, share):
     problem = real_problem(name, share)
-    assert_certified(problem, solve(problem, "fista", tol=1e-6), 1e-6)
+    assert_certified(problem, solve(problem, solver, tol=1e-6), 1e-6)
 
 
 @pytest.mark.parametrize("name", ONE_OUTPUT)
 def test_fista_and_newton_find_the_same_optimum(name):
     problem = real_problem(name, 0.01)
-    newton = solve(problem, FISTA(method="newton"), tol=1e-9)
-    fista = solve(problem, FISTA(method="fista"), tol=1e-9)
+    newton = solve(problem, "group_newton", tol=1e-9)
+    fista = solve(problem, "fista", tol=1e-9)
     assert_certified(problem, fista, 1e-9)
     assert_certified(problem, newton, 1e-9)
     assert fista.certificate.primal == pytest.approx(newton.certificate.primal, rel=2e-9)
@@ -129,44 +134,56 @@ def test_fista_and_newton_find_the_same_optimum(name):
 )
 def test_value_of_cvxpy_on_real_data(name, gates, step, share):
     problem = real_problem(name, share, gates=gates, rows=slice(None, None, step))
-    result = solve(problem, "fista", tol=1e-8)
+    result = solve(problem, "group_newton" if name in ONE_OUTPUT else "fista", tol=1e-8)
     assert result.certificate.primal == pytest.approx(reference_value(problem), rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["auto", "fista"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize(
-    ("loss", "C"), [("squared", 1), ("squared", 2), ("logistic", 1), ("softmax", 2), ("softmax", 4)]
+    ("loss", "C", "solver"),
+    [
+        ("squared", 1, "group_newton"),
+        ("squared", 1, "fista"),
+        ("squared", 2, "fista"),
+        ("logistic", 1, "group_newton"),
+        ("logistic", 1, "fista"),
+        ("softmax", 2, "fista"),
+        ("softmax", 4, "fista"),
+    ],
 )
-def test_value_of_cvxpy_on_random_data(loss, C, fit_intercept, method):
+def test_value_of_cvxpy_on_random_data(loss, C, solver, fit_intercept):
     weights = np.random.default_rng(1).uniform(0.1, 3.0, size=25)
     problem = random_problem(
         C, C=C, loss=loss, fit_intercept=fit_intercept, weights=weights, shrinkage=0.3
     )
-    result = solve(problem, FISTA(method=method), tol=1e-8)
+    result = solve(problem, solver, tol=1e-8)
     assert_certified(problem, result, 1e-8)
     assert result.certificate.primal == pytest.approx(reference_value(problem), rel=1e-7)
     if not fit_intercept:
         assert not result.neurons.intercept.any()
 
 
-@pytest.mark.parametrize("name", ["diabetes", "iris"])
-@pytest.mark.parametrize("method", ["auto", "fista"])
-def test_warm_start_on_the_same_problem_is_done_at_once(name, method):
+warm_starts = pytest.mark.parametrize(
+    ("name", "solver"), [("diabetes", "group_newton"), ("diabetes", "fista"), ("iris", "fista")]
+)
+
+
+@warm_starts
+def test_warm_start_on_the_same_problem_is_done_at_once(name, solver):
     problem = real_problem(name, 0.01)
-    cold = solve(problem, FISTA(method=method), tol=1e-6)
-    warm = solve(problem, FISTA(method=method), tol=1e-6, start=cold.neurons)
+    cold = solve(problem, solver, tol=1e-6)
+    warm = solve(problem, solver, tol=1e-6, start=cold.neurons)
     assert cold.n_iter > 2
     assert warm.n_iter <= 2
 
 
-@pytest.mark.parametrize("name", ["diabetes", "iris"])
-def test_warm_start_from_a_larger_alpha_saves_rounds(name):
+@warm_starts
+def test_warm_start_from_a_larger_alpha_saves_rounds(name, solver):
     problem = real_problem(name, 0.01)
-    start = solve(replace(problem, alpha=1.1 * problem.alpha), "fista", tol=1e-6).neurons
-    warm = solve(problem, "fista", tol=1e-6, start=start)
+    start = solve(replace(problem, alpha=1.1 * problem.alpha), solver, tol=1e-6).neurons
+    warm = solve(problem, solver, tol=1e-6, start=start)
     assert_certified(problem, warm, 1e-6)
-    assert warm.n_iter < solve(problem, "fista", tol=1e-6).n_iter
+    assert warm.n_iter < solve(problem, solver, tol=1e-6).n_iter
 
 
 def test_a_bad_start_does_no_harm():
@@ -203,42 +220,50 @@ def test_plain_fista_converges_without_newton_steps():
     assert_certified(problem, plain, 1e-7)
 
 
-@pytest.mark.parametrize("method", ["newton", "fista"])
-def test_cuda(method):
+@pytest.mark.parametrize("solver", ["group_newton", "fista"])
+def test_cuda(solver):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     problem = real_problem("diabetes", 0.01)
     settings = solvers.RunSettings(1e-6, "cuda", random_directions=None, random_state=None)
-    result = solvers.run(FISTA(method=method), problem, settings, max_iter=100)
+    result = solvers.run(solvers.make_solver(solver), problem, settings, max_iter=100)
     assert_certified(problem, result, 1e-6)
 
 
 # ---------------------------------------------------------------------------------- edge cases
 
 
-@pytest.mark.parametrize("method", ["auto", "fista"])
-@pytest.mark.parametrize(("loss", "C"), [("squared", 1), ("logistic", 1), ("softmax", 3)])
+@pytest.mark.parametrize(
+    ("loss", "C", "solver"),
+    [
+        ("squared", 1, "group_newton"),
+        ("squared", 1, "fista"),
+        ("logistic", 1, "group_newton"),
+        ("logistic", 1, "fista"),
+        ("softmax", 3, "fista"),
+    ],
+)
 class TestEdgeCases:
-    def certified(self, problem, method, tol=1e-6):
-        result = solve(problem, FISTA(method=method), tol=tol)
+    def certified(self, problem, solver, tol=1e-6):
+        result = solve(problem, solver, tol=tol)
         assert_certified(problem, result, tol)
         return result
 
-    def test_repeated_gates(self, loss, C, method):
+    def test_repeated_gates(self, loss, C, solver):
         problem = random_problem(0, C=C, loss=loss)
         repeated = replace(problem, gates=np.hstack([problem.gates] * 3))
-        once, thrice = self.certified(problem, method), self.certified(repeated, method)
+        once, thrice = self.certified(problem, solver), self.certified(repeated, solver)
         assert thrice.certificate.primal == pytest.approx(once.certificate.primal, rel=1e-6)
 
-    def test_all_rows_active_is_a_linear_model(self, loss, C, method):
+    def test_all_rows_active_is_a_linear_model(self, loss, C, solver):
         problem = random_problem(0, C=C, loss=loss)
         ones = np.zeros((problem.Z.shape[1], 2))
         ones[-1] = 1.0
-        result = self.certified(at_share(replace(problem, gates=ones), 0.05), method)
+        result = self.certified(at_share(replace(problem, gates=ones), 0.05), solver)
         assert len(result.neurons) > 0
 
     @pytest.mark.parametrize("n", [1, 2, 3])
-    def test_few_rows(self, loss, C, method, n):
+    def test_few_rows(self, loss, C, solver, n):
         rng = np.random.default_rng(n)
         Y = targets(rng, 9, loss, C)[:n]
         for fit_intercept in (True, False):
@@ -251,63 +276,63 @@ class TestEdgeCases:
                 gates=8,
                 fit_intercept=fit_intercept,
             )
-            solve_or_attain_nothing(problem, method)
+            solve_or_attain_nothing(problem, solver)
 
-    def test_more_features_than_rows(self, loss, C, method):
-        self.certified(random_problem(2, n=8, d=30, C=C, loss=loss, share=0.01), method)
+    def test_more_features_than_rows(self, loss, C, solver):
+        self.certified(random_problem(2, n=8, d=30, C=C, loss=loss, share=0.01), solver)
 
-    def test_very_uneven_weights(self, loss, C, method):
+    def test_very_uneven_weights(self, loss, C, solver):
         weights = np.logspace(-8, 2, 25)[np.random.default_rng(0).permutation(25)]
-        self.certified(random_problem(4, C=C, loss=loss, weights=weights), method)
+        self.certified(random_problem(4, C=C, loss=loss, weights=weights), solver)
 
     @pytest.mark.parametrize("shrinkage", [0.1, 1.0])
-    def test_shrinkage(self, loss, C, method, shrinkage):
+    def test_shrinkage(self, loss, C, solver, shrinkage):
         problem = random_problem(5, C=C, loss=loss, shrinkage=shrinkage)
         assert not np.allclose(problem.spectrum, 1.0)
-        self.certified(problem, method)
+        self.certified(problem, solver)
 
     @pytest.mark.parametrize("factor", [1.0 + 1e-9, 1e3])
-    def test_large_alpha_gives_the_empty_network_in_one_round(self, loss, C, method, factor):
-        result = self.certified(random_problem(6, C=C, loss=loss, share=factor), method)
+    def test_large_alpha_gives_the_empty_network_in_one_round(self, loss, C, solver, factor):
+        result = self.certified(random_problem(6, C=C, loss=loss, share=factor), solver)
         assert result.n_iter == 1
         assert len(result.neurons) == 0
 
-    def test_just_below_the_largest_alpha(self, loss, C, method):
-        result = self.certified(random_problem(6, C=C, loss=loss, share=0.99), method, tol=1e-8)
+    def test_just_below_the_largest_alpha(self, loss, C, solver):
+        result = self.certified(random_problem(6, C=C, loss=loss, share=0.99), solver, tol=1e-8)
         assert len(result.neurons) > 0
 
-    def test_tiny_alpha(self, loss, C, method):
-        self.certified(random_problem(7, C=C, loss=loss, share=1e-4), method, tol=1e-4)
+    def test_tiny_alpha(self, loss, C, solver):
+        self.certified(random_problem(7, C=C, loss=loss, share=1e-4), solver, tol=1e-4)
 
-    def test_duplicated_rows_of_data_and_columns(self, loss, C, method):
+    def test_duplicated_rows_of_data_and_columns(self, loss, C, solver):
         rng = np.random.default_rng(8)
         X, Y = rng.normal(size=(12, 2)), targets(rng, 12, loss, C)
         problem = gated(np.tile(X, (2, 2)), np.tile(Y, (2, 1)), loss, 0.05, gates=10)
-        self.certified(problem, method)
+        self.certified(problem, solver)
 
 
-def solve_or_attain_nothing(problem, method):
+def solve_or_attain_nothing(problem, solver):
     """One class has no minimum in b: then the value must come down to zero."""
     try:
-        result = solve(problem, FISTA(method=method), tol=1e-6)
+        result = solve(problem, solver, tol=1e-6)
     except ConvergenceWarning:
         with pytest.warns(ConvergenceWarning):
-            result = solve(problem, FISTA(method=method), tol=1e-6, max_iter=20)
+            result = solve(problem, solver, tol=1e-6, max_iter=20)
         assert 0.0 <= result.certificate.primal < 1e-8
     assert np.isfinite(result.certificate.primal)
     assert np.isfinite(result.neurons.intercept).all()
     assert np.isfinite(result.neurons.weights).all()
 
 
-@pytest.mark.parametrize("method", ["auto", "fista"])
+@pytest.mark.parametrize("solver", ["group_newton", "fista"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("level", [0.0, 2.0])
-def test_constant_target(level, fit_intercept, method):
+def test_constant_target(level, fit_intercept, solver):
     X = np.random.default_rng(0).normal(size=(20, 3))
     problem = make_problem(
         X, np.full(20, level), "squared", 0.01, "gated_relu", gates=10, fit_intercept=fit_intercept
     )
-    result = solve(problem, FISTA(method=method), tol=1e-6)
+    result = solve(problem, solver, tol=1e-6)
     if fit_intercept or level == 0.0:
         assert len(result.neurons) == 0
         assert result.n_iter == 1
@@ -316,15 +341,14 @@ def test_constant_target(level, fit_intercept, method):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="'method' parameter"):
-        solve(random_problem(0), FISTA(method="admm"))
     with pytest.raises(ValueError, match="'dtype' parameter"):
         solve(random_problem(0), FISTA(dtype="float16"))
     several = random_problem(0, C=2)
     assert FISTA().unsupported(several) == ""
-    assert "several outputs" in FISTA(method="newton").unsupported(several)
-    assert "several outputs" in FISTA().unsupported(replace(several, activation="relu"))
-    assert FISTA().unsupported(replace(random_problem(0), activation="relu")) == ""
+    assert solvers.unsupported(GroupNewton(), several) == "several outputs"
+    relu = replace(random_problem(0), activation="relu")
+    for solver in (FISTA(), GroupNewton()):
+        assert solver.unsupported(relu) == "activation='relu'"
 
 
 # -------------------------------------------------------------------------- parts of the method
@@ -402,7 +426,7 @@ def test_point_and_network_are_the_same_function(fit_intercept):
 def test_derivatives_in_the_factors(loss, C, fit_intercept):
     problem = random_problem(1, C=C, loss=loss, fit_intercept=fit_intercept, share=0.3)
     program = torch_program(problem)
-    start = solve(problem, FISTA(method="fista"), tol=0.1).neurons
+    start = solve(problem, "fista", tol=0.1).neurons
     factors = _factor_newton.Factors(program, program.start(problem, start))
     rng = np.random.default_rng(0)
     theta, d = (torch.as_tensor(rng.normal(size=len(factors.theta))) for _ in range(2))
@@ -568,11 +592,11 @@ def test_steps_that_fail_in_float32_are_taken_in_float64(monkeypatch):
     monkeypatch.setattr(_group_newton, "factorise", spy)
     for name in ("MAX_STIFFNESS_ROWS_SINGLE", "MAX_STIFFNESS_COLUMNS_SINGLE"):
         monkeypatch.setattr(_group_ridge, name, np.inf)
-    coarse = solve(problem, "fista", tol=1e-8)
+    coarse = solve(problem, "group_newton", tol=1e-8)
     assert 4 in dtypes
     assert dtypes[-1] == 8
     monkeypatch.setattr(_group_ridge, "single", lambda root: root)
-    fine = solve(problem, "fista", tol=1e-8)
+    fine = solve(problem, "group_newton", tol=1e-8)
     assert coarse.certificate.primal == pytest.approx(fine.certificate.primal, rel=1e-7)
 
 
@@ -580,7 +604,7 @@ def test_no_round_is_computed_that_is_not_asked_for(monkeypatch):
     calls = []
     round_of = _group_newton._newton_round
     monkeypatch.setattr(_group_newton, "_newton_round", lambda *a: calls.append(1) or round_of(*a))
-    result = solve(real_problem("diabetes", 0.1), "fista", tol=1e-3)
+    result = solve(real_problem("diabetes", 0.1), "group_newton", tol=1e-3)
     assert len(calls) == result.n_iter - 1
 
 

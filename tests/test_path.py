@@ -59,11 +59,11 @@ def test_alpha_max_of_classes_bounds_the_classifier():
 def test_alpha_max_of_gates_is_at_least_that_of_cones_on_the_same_list(diabetes):
     few = {"n_gates": 20, "random_state": 0}
     gated = alpha_max(*diabetes, activation="gated_relu", **few)
-    cones = alpha_max(*diabetes, solver="fista", **few)
+    cones = alpha_max(*diabetes, solver="interior_point", **few)
     assert cones <= gated * (1 + 1e-12)
     pairs = [
         (
-            alpha_max(*diabetes, solver="fista", n_gates=2, random_state=seed),
+            alpha_max(*diabetes, solver="interior_point", n_gates=2, random_state=seed),
             alpha_max(*diabetes, activation="gated_relu", n_gates=2, random_state=seed),
         )
         for seed in range(5)
@@ -75,7 +75,7 @@ def test_alpha_max_of_gates_is_at_least_that_of_cones_on_the_same_list(diabetes)
     model = ConvexBNRegressor(activation="gated_relu", tol=1e-6, **few)
     assert model.set_params(alpha=gated * 1.0001).fit(*diabetes).n_neurons_ == 0
     assert model.set_params(alpha=gated * 0.99).fit(*diabetes).n_neurons_ > 0
-    listed = ConvexBNRegressor(solver="fista", tol=1e-6, **few)
+    listed = ConvexBNRegressor(solver="interior_point", tol=1e-6, **few)
     assert listed.set_params(alpha=cones * 1.0001).fit(*diabetes).n_neurons_ == 0
     assert listed.set_params(alpha=cones * 0.98).fit(*diabetes).n_neurons_ > 0
 
@@ -96,7 +96,7 @@ def test_alpha_max_has_no_unit_and_counts_weights_as_repeats(diabetes):
         {"n_components": 3},
         {"shrinkage": 0.5},
         {"activation": "gated_relu", "n_gates": 40},
-        {"solver": "fista", "n_gates": 20},
+        {"solver": "interior_point", "n_gates": 20},
     ],
 )
 def test_path_gives_what_single_fits_give(diabetes, settings):

@@ -33,7 +33,7 @@ from sklearn_convexbn import (
     ConvexBNRegressorCV,
     Patches,
 )
-from sklearn_convexbn.solvers import Pursuit
+from sklearn_convexbn.solvers import REGISTRY, Pursuit
 
 ROOT = Path(__file__).resolve().parents[1]
 SKLEARN = parse_version(sklearn.__version__).release
@@ -73,7 +73,7 @@ CASES = {
     "instance": ("one output", {"solver": Pursuit(n_starts=50)}),
     "RandomState": ("two classes", {"random_state": np.random.RandomState(3)}),
     "empty": ("one output", {"alpha": 1e3}),
-    "fista": ("one output", {"solver": "fista", "n_gates": 8}),
+    "list": ("one output", {"solver": "interior_point", "n_gates": 8}),
     "cvxpy": ("two classes", {"solver": "cvxpy", "n_gates": 8}),
     "gated": ("one output", {"activation": "gated_relu", "n_gates": 8}),
     "gated, three classes": ("three classes", {"activation": "gated_relu", "n_gates": 8}),
@@ -172,7 +172,7 @@ WAYS = [pickled, through_joblib, through_skops]
 
 def test_cases_cover_what_there_is():
     models = [fitted(case) for case in CASES]
-    assert {m.solver_.name for m in models} == {"pursuit", "closed_form", "fista", "cvxpy"}
+    assert {m.solver_.name for m in models} == set(REGISTRY)
     assert {m.activation for m in models} == {"relu", "gated_relu"}
     assert {m.certificate_.kind for m in models} == {"exact", "estimated"}
     assert min(m.n_neurons_ for m in models) == 0
@@ -299,7 +299,7 @@ def test_model_of_a_missing_device_loads_and_says_so_when_fitted(way):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-@pytest.mark.parametrize("case", ["pursuit", "fista", "gated", "gated, three classes"])
+@pytest.mark.parametrize("case", ["pursuit", "list", "gated", "gated, three classes"])
 def test_model_fitted_on_cuda_predicts_without_it(tmp_path, case):
     X, y = data(case)
     model = clone(fitted(case)).set_params(device="cuda").fit(X, y)

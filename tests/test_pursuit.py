@@ -243,7 +243,7 @@ def test_agrees_with_the_exact_program_on_all_arrangements():
     X, y = X[:25], y[:25]
     kw = {"alpha": 0.02, "n_components": 1, "tol": 1e-5, "random_state": 0}
     pursuit = ConvexBNRegressor(**kw).fit(X, y)
-    listed = ConvexBNRegressor(**kw, solver="fista", n_gates="all").fit(X, y)
+    listed = ConvexBNRegressor(**kw, solver="interior_point", n_gates="all").fit(X, y)
     assert listed.certificate_.kind == "exact"
     assert listed.certificate_.program == "all arrangements"
     assert pursuit.objective_ == pytest.approx(listed.objective_, rel=3e-5)

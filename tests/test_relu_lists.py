@@ -19,22 +19,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_convexbn import ConvexBNRegressor, solvers
 from sklearn_convexbn._losses import LOSSES
 from sklearn_convexbn._problem import Problem
-from sklearn_convexbn.solvers import _arrangement_program, _interior_point, _interior_step
+from sklearn_convexbn.solvers import _arrangement_program, _interior_rounds, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
-from sklearn_convexbn.solvers._interior_point import interior_point
+from sklearn_convexbn.solvers._interior_rounds import interior_point
 from tests.helpers import hidden, make_problem, solve
-
-
-class InteriorPoint(solvers.Solver):
-    """The solver alone, for the driver."""
-
-    name = "interior_point"
-
-    def unsupported(self, problem):
-        return ""
-
-    def iterates(self, problem, settings):
-        yield from interior_point(problem, settings)
 
 
 def at_share(problem, share):
@@ -121,7 +109,7 @@ def iterates(problem, tol=1e-7, start=None):
 
 def assert_solved(problem, gap=1e-6, **options):
     """Solve through the driver; check the network and its bound; return the result."""
-    result = solve(problem, InteriorPoint(), tol=gap, **options)
+    result = solve(problem, "interior_point", tol=gap, **options)
     certificate = result.certificate
     assert certificate.kind == "exact"
     assert -1e-9 <= certificate.gap <= gap
@@ -305,8 +293,8 @@ def test_units_that_are_never_active_leave_the_network_empty():
 def test_working_sets_reach_the_same_optimum(monkeypatch):
     problem = diabetes(gates=60, share=0.02)
     whole = assert_solved(problem)
-    monkeypatch.setattr(_interior_point, "MAX_STEP_COST", 0.0)
-    monkeypatch.setattr(_interior_point, "FIRST_COLUMNS", 100)
+    monkeypatch.setattr(_interior_rounds, "MAX_STEP_COST", 0.0)
+    monkeypatch.setattr(_interior_rounds, "FIRST_COLUMNS", 100)
     parts = assert_solved(problem)
     assert parts.n_iter > whole.n_iter
     assert parts.certificate.primal == pytest.approx(whole.certificate.primal, rel=2e-6)
@@ -316,13 +304,13 @@ def test_a_sparse_program_starts_from_few_arrangements(monkeypatch):
     problem = diabetes(gates=100, share=0.2)
     sizes = []
     monkeypatch.setattr(
-        _interior_point,
+        _interior_rounds,
         "newton_step",
         lambda part, *rest: sizes.append(len(part)) or _interior_step.newton_step(part, *rest),
     )
     few = assert_solved(problem)
     assert max(sizes) < 60
-    monkeypatch.setattr(_interior_point, "SPARSE_SHARE", np.inf)
+    monkeypatch.setattr(_interior_rounds, "SPARSE_SHARE", np.inf)
     all_at_once = assert_solved(problem)
     assert max(sizes) == 100
     assert few.certificate.primal == pytest.approx(all_at_once.certificate.primal, rel=2e-6)
@@ -381,7 +369,7 @@ def test_starts_from_a_network():
 
 def test_a_loose_tolerance_stops_early_and_is_sparse():
     problem = diabetes(gates=50, share=0.05)
-    loose, tight = solve(problem, InteriorPoint(), tol=1e-2), assert_solved(problem)
+    loose, tight = solve(problem, "interior_point", tol=1e-2), assert_solved(problem)
     assert loose.certificate.gap <= 1e-2
     assert loose.certificate.dual <= tight.certificate.primal <= loose.certificate.primal
     assert len(loose.neurons) <= 2 * len(tight.neurons)
@@ -411,7 +399,7 @@ def test_projection_meets_its_optimality_conditions(n, k):
 def test_an_accuracy_beyond_rounding_ends_with_a_network_or_a_warning(tol):
     """Newton steps at such accuracies have overflowed on this program."""
     X, y = load_diabetes(return_X_y=True)
-    model = ConvexBNRegressor(0.003, solver="fista", n_gates=15, tol=tol, random_state=0)
+    model = ConvexBNRegressor(0.003, solver="interior_point", n_gates=15, tol=tol, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X, y)

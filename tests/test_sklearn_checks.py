@@ -20,7 +20,7 @@ from sklearn_convexbn import (
 )
 
 # ClosedForm has no configuration here: it refuses data with more rows than features, which most
-# checks use. CVXPY and FISTA do not handle ReLU with several outputs, so they meet the
+# checks use. CVXPY does not handle ReLU with several outputs, so it meets the
 # classifiers' three classes with gates.
 # The defaults are checked as they are; where another parameter is what is checked, an alpha of 0.1
 # makes the fits of the pursuit, of which a configuration has some hundreds, short.

@@ -9,9 +9,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from sklearn_convexbn.solvers import FISTA
 from tests.helpers import solve
-from tests.small_programs import KINDS, random_problem, random_refit, solved_gap
+from tests.small_programs import KINDS, SOLVERS, random_problem, random_refit, solved_gap
 
 TOL = 1e-6
 
@@ -63,11 +62,10 @@ def tame(kind, draw, count):
     return [program for program in programs if program.p.min() > 1e-3 * program.p.max()][:count]
 
 
-@pytest.mark.parametrize("kind", ["gated, newton", "gated, fista", "relu list"])
+@pytest.mark.parametrize("kind", SOLVERS)
 def test_optimum_of_cvxpy(kind):
     for problem in tame(kind, random_problem, 1 if kind == "gated, fista" else 5):
-        method = "fista" if kind == "gated, fista" else "auto"
-        value = solve(problem, FISTA(method=method), tol=TOL, max_iter=1000).certificate.primal
+        value = solve(problem, SOLVERS[kind], tol=TOL, max_iter=1000).certificate.primal
         # Clarabel ends where it can: the optimum lies between its bound and its value.
         reference = solve(problem, "cvxpy", tol=1e-4).certificate
         assert reference.dual * (1 - 1e-9) <= value <= reference.primal * (1 + TOL)

@@ -19,7 +19,16 @@ from sklearn_convexbn._bound import rows_are_independent
 from sklearn_convexbn._compat import Interval
 from sklearn_convexbn._exact_search import is_affordable
 from sklearn_convexbn._problem import Certificate, Neurons, relative_gap
-from sklearn_convexbn.solvers import CVXPY, FISTA, Iterate, Pursuit, RunSettings, Solver, run
+from sklearn_convexbn.solvers import (
+    CVXPY,
+    FISTA,
+    GroupNewton,
+    Iterate,
+    Pursuit,
+    RunSettings,
+    Solver,
+    run,
+)
 from sklearn_convexbn.solvers._base import _better
 from tests.helpers import make_problem, solve, targets
 
@@ -81,7 +90,7 @@ def test_all_capable_solvers_agree(name):
 def test_refusals_are_sentences_that_name_a_capable_solver(name):
     problem = bank_problem(name)
     for solver in map(solvers.make_solver, solvers.REGISTRY):
-        if solver.unsupported(problem):
+        if solvers.unsupported(solver, problem):
             with pytest.raises(ValueError, match=f"'{solver.name}' does not handle .*Use solver='"):
                 solvers.check_supported(solver, problem)
         else:
@@ -93,6 +102,75 @@ def test_solvers_are_cloneable_estimators_with_their_registered_name(name):
     solver = solvers.make_solver(name)
     assert solver.name == name
     assert clone(solver).get_params() == solver.get_params()
+
+
+@pytest.mark.parametrize(
+    ("solver", "given", "names"),
+    [
+        ("auto", {}, ["pursuit"]),
+        ("auto", {"n_rows": 6}, ["closed_form", "pursuit"]),
+        ("auto", {"n_rows": 7}, ["pursuit"]),
+        ("auto", {"n_rows": 6, "pooled": True}, ["closed_form", "pursuit"]),
+        ("auto", {"n_rows": 6, "spread": True}, ["pursuit"]),
+        ("auto", {"activation": "gated_relu"}, ["group_newton"]),
+        ("auto", {"activation": "gated_relu", "n_outputs": 2}, ["fista"]),
+        ("auto", {"activation": "gated_relu", "pooled": True}, ["fista"]),
+        ("closed_form", {}, ["closed_form"]),
+        (GroupNewton(), {"n_outputs": 2}, ["group_newton"]),
+    ],
+)
+def test_solvers_are_chosen_by_what_they_declare(solver, given, names):
+    plain = {"activation": "relu", "n_rows": 40, "n_columns": 5, "n_outputs": 1}
+    outline = solvers.Outline(**{**plain, "pooled": False, "spread": False, **given})
+    assert [found.name for found in solvers.candidates(solver, outline)] == names
+
+
+class Reader(Solver):
+    """Has the pursuit solve the problem, and keeps the kind of the rows."""
+
+    name = "reader"
+    needs_arrangements = False
+    rows: ClassVar[list] = []
+
+    def unsupported(self, problem):
+        return ""
+
+    def iterates(self, problem, settings):
+        self.rows.append(problem.Z.dtype)
+        return Pursuit().iterates(problem, settings)
+
+
+class BlockReader(Reader):
+    reads_blocks = True
+
+
+class ListReader(BlockReader):
+    needs_arrangements = True
+
+
+@pytest.mark.parametrize(
+    ("solver", "n", "dtype"),
+    [
+        (Reader(), 50, "float64"),
+        (BlockReader(), 50, "float32"),
+        (BlockReader(), 10, "float64"),  # few rows for their columns
+        (ListReader(), 50, "float64"),
+        ("interior_point", 50, "float64"),
+    ],
+)
+def test_a_solver_has_rows_as_it_says_that_it_reads_them(solver, n, dtype, monkeypatch):
+    monkeypatch.setattr(_training, "COMPACT_NUMBERS", 1)
+    monkeypatch.setattr(Reader, "rows", [])
+    stated, solve_it = [], _training.solve
+    monkeypatch.setattr(
+        "sklearn_convexbn._base_estimator.solve",
+        lambda prepared, *a, **kw: stated.append(prepared) or solve_it(prepared, *a, **kw),
+    )
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(n, 5)), rng.normal(size=n)
+    ConvexBNRegressor(0.3, solver=solver, n_gates=5, random_state=0).fit(X, y)
+    assert [str(prepared.problem.Z.dtype) for prepared in stated] == [dtype]
+    assert {str(kind) for kind in Reader.rows} <= {dtype}
 
 
 def test_unknown_solver_name_is_refused():
@@ -108,8 +186,7 @@ def test_unknown_solver_name_is_refused():
         (Pursuit(n_insert=2.5), r"'n_insert' parameter of Pursuit .* Got 2\.5"),
         (Pursuit(n_slide_steps="a"), r"'n_slide_steps' parameter of Pursuit .* Got 'a'"),
         (Pursuit(certify_factor=0), r"'certify_factor' parameter of Pursuit .* Got 0"),
-        (FISTA(method="admm"), r"'method' parameter of FISTA must be a str among .* Got 'admm'"),
-        (FISTA(dtype="float16"), r"'dtype' parameter of FISTA .* Got 'float16'"),
+        (FISTA(dtype="float16"), r"'dtype' parameter of FISTA must be a str among .* 'float16'"),
         (FISTA(n_steps=0), r"'n_steps' parameter of FISTA .* Got 0"),
         (FISTA(n_newton_steps=-1), r"'n_newton_steps' parameter of FISTA .* Got -1"),
         (CVXPY(backend=None), r"'backend' parameter of CVXPY .* Got None"),
@@ -163,7 +240,7 @@ class Scripted(Solver):
         return ""
 
     def iterates(self, problem, settings):
-        best = solve(problem, solvers.make_solver("fista"), tol=1e-9).neurons
+        best = solve(problem, "group_newton", tol=1e-9).neurons
         for i, factor in enumerate(self.factors):
             weights = factor * best.weights
             neurons = Neurons(best.directions, weights, best.intercept, best.gates)
@@ -236,7 +313,7 @@ class NotFinite(Solver):
         return ""
 
     def iterates(self, problem, settings):
-        best = solve(problem, solvers.make_solver("fista"), tol=0.1).neurons
+        best = solve(problem, "group_newton", tol=0.1).neurons
         for i in range(self.good + 1):
             factor = 1.0 if i < self.good else self.value
             yield Iterate(

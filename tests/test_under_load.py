@@ -228,7 +228,7 @@ def interruptible():
     return {
         "pursuit": ConvexBNRegressor(0.1, solver=PURSUIT, random_state=0),
         "warm start": ConvexBNRegressor(0.1, solver=PURSUIT, warm_start=True, random_state=0),
-        "fista": gated.set_params(solver="fista"),
+        "gated": gated,
         "cv": ConvexBNRegressorCV([0.3, 0.1], n_components=3, cv=2, solver=PURSUIT, random_state=0),
     }
 

@@ -52,7 +52,7 @@ def solve_on_gates(
     """
     from sklearn_convexbn._losses import LOSSES
     from sklearn_convexbn._problem import Problem
-    from sklearn_convexbn.solvers import FISTA, RunSettings, run
+    from sklearn_convexbn.solvers import RunSettings, make_solver, run
 
     problem = Problem(
         Z=Z,
@@ -67,7 +67,8 @@ def solve_on_gates(
         spectrum=np.ones(Z.shape[1]),
     )
     settings = RunSettings(tol=tol, device="cpu", random_directions=None, random_state=None)
-    neurons = run(FISTA(), problem, settings, max_iter=500).neurons
+    solver = make_solver("interior_point" if activation == "relu" else "group_newton")
+    neurons = run(solver, problem, settings, max_iter=500).neurons
     return neurons.gates, neurons.directions, neurons.weights[:, 0]
 
 

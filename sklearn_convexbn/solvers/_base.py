@@ -107,8 +107,9 @@ class Result:
 class Solver(BaseEstimator, ABC):
     """Base class of the solvers.
 
-    A subclass sets `name`, says in :meth:`unsupported` what it cannot handle and yields
-    networks from :meth:`iterates`. Its constructor parameters are reachable from an
+    A subclass sets `name`, says in class attributes and in :meth:`unsupported` what it cannot
+    handle and yields networks from :meth:`iterates`. The attributes are looked at before rows are
+    whitened, :meth:`unsupported` after it. Its constructor parameters are reachable from an
     estimator as ``solver__x``; what `_parameter_constraints` says of them, in scikit-learn's form,
     is checked before a fit begins.
     """
@@ -119,8 +120,16 @@ class Solver(BaseEstimator, ABC):
     name: str = ""
     #: Whether ReLU programs are restricted to a list of arrangements (``n_gates``).
     needs_arrangements: bool = True
+    #: Whether networks may have several outputs.
+    several_outputs: bool = True
     #: Whether units may be pooled over patches.
     pools: bool = False
+    #: Whether rows must be linearly independent after centring: at most one more than columns.
+    needs_independent_rows: bool = False
+    #: Whether it only sums over blocks of rows. Then, in programs without a list, many whitened
+    #: rows are where X is, in float32 where `tol` allows it, computed when they are read where
+    #: memory is short, and may be spread over processes. Else they are NumPy arrays in float64.
+    reads_blocks: bool = False
 
     @abstractmethod
     def unsupported(self, problem: Problem) -> str:

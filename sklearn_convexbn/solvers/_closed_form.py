@@ -18,6 +18,8 @@ attained.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy import optimize
@@ -42,6 +44,7 @@ class ClosedForm(Solver):
     name = "closed_form"
     needs_arrangements = False
     pools = True
+    needs_independent_rows = True
 
     def unsupported(self, problem: Problem) -> str:
         if problem.activation != "relu":
@@ -59,7 +62,7 @@ class ClosedForm(Solver):
             return ""
         if not _targets_are_classes(problem):
             return f"{problem.n_outputs} outputs that are not one-hot targets"
-        if _certified(problem, _class_solution(problem)) > PROOF_TOLERANCE:
+        if _candidate(problem).gap(problem) > PROOF_TOLERANCE:
             return (
                 "these class proportions at this alpha (one neuron a class is not proven optimal "
                 "there)"
@@ -67,10 +70,33 @@ class ClosedForm(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        neurons = _solution(problem)
-        neurons, F = problem.with_best_intercept(neurons)
+        found = _candidate(problem)
+        yield Iterate(found.neurons, largest_correlation=found.bound, proven=True, stalled=True)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network that may be optimal, and a bound on the correlations of its dual point."""
+
+    neurons: Neurons
+    bound: float
+
+    def gap(self, problem: Problem) -> float:
+        """Return the proven relative gap."""
+        return problem.certificate(self.neurons, largest_correlation=self.bound, proven=True)[1].gap
+
+
+#: Candidates of problems that are in use: whether one is proven is asked before it is returned.
+_CANDIDATES: WeakKeyDictionary[Problem, _Candidate] = WeakKeyDictionary()
+
+
+def _candidate(problem: Problem) -> _Candidate:
+    """Return the candidate of a problem, which is computed once."""
+    if problem not in _CANDIDATES:
+        neurons, F = problem.with_best_intercept(_solution(problem))
         bound = correlation_bound(problem, problem.dual_point(F))
-        yield Iterate(neurons, largest_correlation=bound, proven=True, stalled=True)
+        _CANDIDATES[problem] = _Candidate(neurons, bound)
+    return _CANDIDATES[problem]
 
 
 def _is_scalar_regression(problem: Problem) -> bool:
@@ -88,13 +114,6 @@ def _solution(problem: Problem) -> Neurons:
     if _is_scalar_regression(problem):
         return _scalar_solution(problem)
     return _class_solution(problem)
-
-
-def _certified(problem: Problem, neurons: Neurons) -> float:
-    """Return the proven relative gap of a candidate."""
-    _, F = problem.with_best_intercept(neurons)
-    bound = correlation_bound(problem, problem.dual_point(F))
-    return problem.certificate(neurons, largest_correlation=bound, proven=True)[1].gap
 
 
 def _neurons(problem: Problem, A: np.ndarray, G: np.ndarray, b: np.ndarray) -> Neurons:

@@ -127,7 +127,7 @@ class CVXPY(Solver):
             raise RuntimeError(
                 f"solver='cvxpy' with backend={self.backend!r} ended with status "
                 f"{program.status!r} and no solution. Try another backend, another alpha, or "
-                "solver='fista'."
+                "solver='interior_point' (ReLU) or 'fista' (gated)."
             )
         return values
 

@@ -1,31 +1,26 @@
-r"""FISTA, with Newton steps, for the programs on a fixed list of arrangements.
+r"""FISTA, with Newton steps, for gated programs.
 
 .. math:: \min_{S, b} L\Big(\sum_g D_g Z S_g + 1 b^T\Big) + \alpha \sum_g |S_g|_*
 
-over blocks S_g (k x C): a group lasso for one output, nuclear norms for several. Each round
-looks at all gates, keeps the active ones and the worst violators of the dual constraint, and
-solves the program on those. Accelerated proximal gradient finds out which gates are active and
-the ranks of their blocks; it is slow to converge from there on, but on blocks of fixed rank,
+over blocks S_g (k x C): a group lasso for one output (:mod:`_gated_newton` measured faster there),
+nuclear norms for several. Each round looks at all gates, keeps the active ones and the worst
+violators of the dual constraint, and solves the program on those. Accelerated proximal gradient
+finds out which gates are active and the ranks of their blocks; it is slow to converge from there
+on, but on blocks of fixed rank,
 :math:`S_g = U_g V_g^T` with the penalty :math:`\frac{\alpha}{2} (|U_g|^2 + |V_g|^2)`, the
 program is smooth and Newton's method finishes it. (Bareilles, Iutzeler and Malick, "Newton
-acceleration on manifolds identified by proximal gradient methods", 2023.) For one output
-Newton's method on the scales of the groups needs no such help (:mod:`_group_newton`). The
-exact ReLU program adds cone constraints; a structured interior-point method measured far
-faster there than augmented Lagrangians or ADMM (:mod:`_interior_point`).
+acceleration on manifolds identified by proximal gradient methods", 2023.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from sklearn_convexbn._arrays import Array, as_numpy
 from sklearn_convexbn._compat import Interval, StrOptions
-from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn._problem import Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
 if TYPE_CHECKING:
@@ -38,21 +33,12 @@ PATIENCE = 4
 
 
 class FISTA(Solver):
-    """Solve the program on a list of arrangements by FISTA and Newton steps.
-
-    In torch; "newton" in NumPy where the device is the CPU.
+    """Solve the gated program by FISTA and Newton steps on the factors of its blocks, in torch.
 
     Parameters
     ----------
-    method : {"auto", "fista", "newton"}, default="auto"
-        Method for gated programs; the exact ReLU program has an interior-point method only.
-        "newton": Newton steps on the scales of the gates, for gated programs with one output, not
-        pooled over patches.
-        "fista": proximal gradient steps and Newton steps on the factors of the blocks.
-        "auto": "newton" where it applies, in float64, and "fista" elsewhere and where that stalls.
     dtype : {"float64", "float32"}, default="float64"
-        Arithmetic of "fista"; "newton" always computes in float64, but for factors that only
-        speed it up. With "float32" relative gaps come down to about 1e-3.
+        Arithmetic. With "float32" relative gaps come down to about 1e-3.
     n_steps : int, default=100
         Largest number of proximal gradient steps in a round.
     n_newton_steps : int, default=10
@@ -63,7 +49,6 @@ class FISTA(Solver):
     pools = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "method": [StrOptions({"auto", "fista", "newton"})],
         "dtype": [StrOptions({"float64", "float32"})],
         "n_steps": [Interval(Integral, 1, None, closed="left")],
         "n_newton_steps": [Interval(Integral, 0, None, closed="left")],
@@ -71,47 +56,20 @@ class FISTA(Solver):
 
     def __init__(
         self,
-        method: str = "auto",
         dtype: str = "float64",
         n_steps: int = 100,
         n_newton_steps: int = 10,
     ) -> None:
-        self.method = method
         self.dtype = dtype
         self.n_steps = n_steps
         self.n_newton_steps = n_newton_steps
 
     def unsupported(self, problem: Problem) -> str:
-        if problem.activation == "relu" and problem.n_outputs > 1:
-            return "ReLU networks with several outputs on a list of arrangements"
-        if problem.activation == "relu" and not problem.pooling.is_identity:
-            patches = f"{problem.pooling.n_patches} patches of an image"
-            return f"{patches} on a list of arrangements, whose cones it has for whole rows only"
-        if self.method == "newton" and not _has_newton(problem):
-            return "several outputs, or patches of an image, with method='newton'"
+        if problem.activation != "gated_relu":
+            return f"activation={problem.activation!r}"
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        if problem.activation == "relu":
-            from sklearn_convexbn.solvers._interior_point import interior_point
-
-            return interior_point(problem, settings)
-        auto_newton = self.method == "auto" and _has_newton(problem) and self.dtype == "float64"
-        if self.method == "newton":
-            return _newton_iterates(problem, settings)
-        if auto_newton:
-            return self._newton_first(problem, settings)
-        return self._fista_iterates(problem, settings)
-
-    def _newton_first(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        """Take Newton steps on the scales, and where those lead no further "fista" from there."""
-        for iterate in _newton_iterates(problem, settings):
-            yield replace(iterate, stalled=False)
-            if iterate.stalled:
-                start = replace(settings, start=iterate.neurons)
-                yield from self._fista_iterates(problem, start)
-
-    def _fista_iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         import torch
 
         from sklearn_convexbn.solvers._factor_newton import newton_steps
@@ -128,53 +86,6 @@ class FISTA(Solver):
             point = program.working_set(point, norms)
             point = proximal_steps(program, point, accuracy, n_steps=self.n_steps)
             point = newton_steps(program, point, accuracy, n_steps=self.n_newton_steps)
-
-
-def _has_newton(problem: Problem) -> bool:
-    """Return whether Newton's method on the scales of the gates handles a gated program."""
-    return problem.n_outputs == 1 and problem.pooling.is_identity
-
-
-def _newton_iterates(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-    """Gated program with one output: Newton's method on the scales of the gates."""
-    from sklearn_convexbn.solvers._group_newton import group_newton
-
-    def array(a: np.ndarray, dtype: type = np.float64) -> Array:
-        a = np.ascontiguousarray(a, dtype=dtype)
-        if settings.device == "cpu":
-            return a
-        import torch
-
-        return torch.as_tensor(a, device=settings.device)
-
-    start = None
-    if settings.start is not None and settings.start.gates is not None:
-        which, group = np.unique(settings.start.gates, return_inverse=True)
-        S = np.zeros((len(which), problem.Z.shape[1]))
-        np.add.at(S, group.ravel(), settings.start.directions * settings.start.weights)
-        start = (array(which, np.int64), array(S), float(settings.start.intercept[0]))
-    rounds = group_newton(
-        array(problem.Z),
-        array(problem.patterns, np.float32),
-        array(problem.Y),
-        array(problem.p),
-        problem.loss,
-        problem.alpha,
-        problem.fit_intercept,
-        start,
-        tol=1e-3 * settings.tol,  # so that the driver's certificate decides, not this one
-    )
-    for found in rounds:
-        q, b = as_numpy(found.S), np.array([found.b])
-        gates = as_numpy(found.active).astype(np.intp)
-        neurons = Neurons.from_products(q, np.ones((len(q), 1)), b, gates)
-        stalled = found.stalled or found.gap <= 1e-3 * settings.tol
-        if found.gap > 1.01 * settings.tol and not stalled:
-            # Looked at all gates already; the driver looks for itself where it may stop.
-            Lambda = as_numpy(found.Lambda)
-            yield Iterate(neurons, Lambda, found.largest, proven=True)
-        else:
-            yield Iterate(neurons, stalled=stalled)
 
 
 @dataclass

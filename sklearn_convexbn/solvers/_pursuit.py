@@ -66,6 +66,7 @@ class Pursuit(Solver):
     name = "pursuit"
     needs_arrangements = False
     pools = True
+    reads_blocks = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_starts": [Interval(Integral, 1, None, closed="left")],

@@ -1,0 +1,325 @@
+"""Exact solver of the ReLU program on a list of arrangements, with a rigorous bound.
+
+A primal-dual interior-point method (``_interior_step``): about 30 steps reach any accuracy.
+Its multipliers give a dual point that is feasible after a tiny scaling, so the gap needs no
+search. Long lists are solved on a working set that grows by the most violated cones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_convexbn._problem import Neurons, Problem, relative_gap
+from sklearn_convexbn.solvers._arrangement_program import Program, step_cost
+from sklearn_convexbn.solvers._base import Iterate, RunSettings
+from sklearn_convexbn.solvers._cones import project_on_cones
+from sklearn_convexbn.solvers._interior_step import Point, Workspace, first_point, newton_step
+
+#: Lists whose Newton step takes more operations, or that have more entries (arrangements times
+#: rows), are solved on working sets; the first of them has about this many unknowns.
+MAX_STEP_COST = 5e9
+MAX_ENTRIES = 10**7
+FIRST_COLUMNS = 400
+
+#: With alpha above this share of its largest value few arrangements are active. Then lists of
+#: more than four times this many unknowns start from these; below it, that is slower.
+SPARSE_SHARE = 0.08
+SPARSE_COLUMNS = 200
+
+#: A certificate is computed at least this often, in Newton steps.
+STEPS_A_ROUND = 15
+
+
+def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+    """Solve the ReLU program with one output on the problem's list of arrangements.
+
+    Parameters
+    ----------
+    problem : Problem
+        With one output, ``activation="relu"`` and a list of arrangements.
+    settings : RunSettings
+
+    Yields
+    ------
+    Iterate
+        A network whose neurons lie in the cones they are listed in, and the dual point with an
+        upper bound on its largest correlation. The last one says that it stalled.
+    """
+    full, listed = _torch_program(problem, settings.device)
+    constant = full.intercept(torch.zeros_like(full.Y))
+    fit = torch.zeros_like(full.Y) + constant
+    value = float(full.loss.value(fit, full.Y, full.p))
+    bound = _bound(full, fit, torch.zeros(0, dtype=torch.long, device=fit.device), None)
+    empty = Neurons.empty(full.Z.shape[1], constant.cpu().numpy())
+    # Here all bounds are exact, so none above alpha proves that the network is empty.
+    # A constant target leaves rounding errors to fit, or (one class only) an infinite b.
+    nothing_left = value <= 1e-20 * float(full.loss.value(0.0 * fit, full.Y, full.p))
+    done = bound.largest <= full.alpha * (1 + 1e-12) or nothing_left
+    yield _iterate(empty, bound, stalled=done)
+    if done:
+        return
+    start, start_rows = _listed_start(full, listed, settings.start)
+    if len(start):
+        part_fit = torch.as_tensor(problem.with_best_intercept(start)[1], device=fit.device)
+        yield _iterate(start, _bound(full, part_fit, start_rows[:0], None), stalled=False)
+    b, tol = float(constant), settings.tol
+    yield from _working_sets(full, listed, bound, start_rows, value=value, b=b, tol=tol)
+
+
+def _working_sets(
+    full: Program,
+    listed: np.ndarray,
+    bound: _Bound,
+    start_rows: Tensor,
+    *,
+    value: float,
+    b: float,
+    tol: float,
+) -> Iterator[Iterate]:
+    """Solve on growing parts of the list; `bound`, `value` and `b` are the constant model's."""
+    rows = _first_rows(full, bound, start_rows)
+    # The first working sets are guesses: not worth solving well.
+    target = tol if len(rows) == len(full) else max(tol, 3e-2)
+    primal, dual = value, bound.value
+    while True:
+        finest = len(rows) == len(full) or target <= 0.1 * tol
+        part = full.restrict(rows)
+        points = _interior_points(part, value=value, b=b, tol=tol, target=target, finest=finest)
+        for point, last in points:
+            network = _feasible_network(part, point)
+            bound = _bound(full, _fit(part, point), rows, point)
+            primal, dual = min(primal, network.value), max(dual, bound.value)
+            more = _violated(full, bound, rows)
+            stalled = last and (len(rows) == len(full) or (finest and len(more) == 0))
+            yield _iterate(network.neurons(listed[rows.cpu().numpy()]), bound, stalled=stalled)
+            if stalled:
+                return
+        # Dropping idle arrangements from the working set was tried: it saves no time.
+        rows = torch.cat([rows, more[: len(rows)]])
+        target = max(0.1 * tol, min(target, 0.1 * relative_gap(primal, dual)))
+
+
+def _interior_points(
+    part: Program, *, value: float, b: float, tol: float, target: float, finest: bool
+) -> Iterator[tuple[Point, bool]]:
+    """Yield points worth a certificate, and whether they are the last of this working set.
+
+    They come every ``STEPS_A_ROUND`` steps, every second one near the end. The end is the
+    accuracy `target`; the `finest` run goes on while it has digits left.
+    """
+    point, work = first_point(part, b, value), Workspace(part)
+    near = False
+    while True:
+        for _ in range(2 if near else STEPS_A_ROUND):
+            before = deepcopy(point)
+            newton_step(part, point, work)
+            objective = part.value(part.fit(point.s) + point.b, point.s)
+            if not np.isfinite(objective):  # steps at the end of float64's accuracy may overflow
+                yield before, True
+                return
+            accurate = point.gap <= 0.5 * target * objective
+            near = accurate and point.theta < 1e-3 and point.residual < 1e-2
+            if point.stalled or near:
+                break
+        last = point.stalled or (near and not finest) or point.gap <= 1e-3 * tol * objective
+        yield point, last
+        if last:
+            return
+
+
+# -- certificate -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A dual point: bounds (2, P) on its correlation with every cone, and its dual value."""
+
+    Lambda: Tensor
+    norms: Tensor
+    largest: float
+    value: float
+
+
+def _fit(part: Program, point: Point) -> Tensor:
+    F = part.fit(point.s)
+    return F + part.intercept(F, point.b)
+
+
+def _bound(full: Program, F: Tensor, rows: Tensor, point: Point | None) -> _Bound:
+    """Bound the optimum from below with the gradient at a fit F.
+
+    F is best the solver's own, uncleaned one: removing idle blocks moves the dual point by
+    much more, relative to alpha, than the objective. The point's multipliers bound the
+    correlation with its own cones `rows`; the others are projected on.
+    """
+    Lambda = -full.loss.gradient(F, full.Y, full.p)
+    if full.fit_intercept:
+        Lambda = Lambda - full.p[:, None] * Lambda.sum()
+    C = full.correlations(Lambda)
+    norms = C.norm(dim=-1)
+    outside = torch.ones_like(norms, dtype=torch.bool)
+    if point is not None:
+        part = full.restrict(rows)
+        moved = C[:, rows] + part.cone_product(point.mu, torch.empty_like(point.mu))
+        norms[:, rows] = torch.minimum(norms[:, rows], moved.norm(dim=-1))
+        outside[:, rows] = False
+    e, i = (outside & (norms > full.alpha)).nonzero(as_tuple=True)
+    if len(i):
+        norms[e, i] = project_on_cones(full.Z, full.signs[i], C[e, i]).norm(dim=1)
+    largest = float(norms.max()) if norms.numel() else 0.0
+    scale = min(1.0, full.alpha / largest) if largest > 0 else 1.0
+    value = -float(full.loss.conjugate(-scale * Lambda, full.Y, full.p))
+    return _Bound(Lambda, norms, largest, value)
+
+
+def _iterate(neurons: Neurons, bound: _Bound, *, stalled: bool) -> Iterate:
+    return Iterate(
+        neurons,
+        Lambda=bound.Lambda.cpu().numpy(),
+        largest_correlation=bound.largest,
+        proven=True,
+        stalled=stalled,
+    )
+
+
+# -- primal points ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Blocks (2, A, k) on their cones, most of them zero, with the best b and the objective."""
+
+    S: Tensor
+    b: Tensor
+    value: float
+
+    def neurons(self, gates: np.ndarray) -> Neurons:
+        """Return the nonzero blocks as neurons; `gates` numbers the arrangements."""
+        e, i = (self.S.abs().amax(-1) > 0).nonzero(as_tuple=True)
+        signs = (1.0 - 2.0 * e.double()).cpu().numpy()[:, None]
+        blocks = self.S[e, i].cpu().numpy()
+        return Neurons.from_products(blocks, signs, self.b.cpu().numpy(), gates[i.cpu().numpy()])
+
+
+def _feasible_network(part: Program, point: Point) -> _Network:
+    """Return the point on its cones, without the blocks that carry nothing.
+
+    An interior point has mass on all blocks. On the central path an active block has |z| ->
+    alpha and an idle one |s| -> 0. Of several cuts, the sparsest network is returned that is
+    within a tenth of the point's gap of the best one.
+    """
+    sizes = point.s.norm(dim=-1)
+    relative = sizes / sizes.max().clamp(min=1e-300)
+    slack = 1 - point.z.norm(dim=-1) / part.alpha
+    S = _onto_cones(part, point.s * (relative > 1e-9)[..., None])
+    cuts = [relative > slack, *(relative > 10.0**power for power in (-1, -2, -3, -4, -6, -9))]
+    networks = []
+    for cut in cuts:
+        kept = S * cut[..., None]
+        F = part.fit(kept)
+        b = part.intercept(F, point.b)
+        networks.append(_Network(kept, b, part.value(F + b, kept)))
+    enough = min(network.value for network in networks) + 0.1 * abs(point.gap)
+    good = [network for network in networks if network.value <= enough]
+    return min(good, key=lambda network: int(torch.count_nonzero(network.S[..., 0])))
+
+
+def _onto_cones(part: Program, S: Tensor) -> Tensor:
+    """Project the nonzero blocks that leave their cones; interior ones are left alone."""
+    e, i = (S.abs().amax(-1) > 0).nonzero(as_tuple=True)
+    if len(i) == 0:
+        return S
+    block, T = S[e, i], part.signs[i]
+    # The second pass is for blocks that became much shorter: their rounding error counts more.
+    for _ in range(2):
+        out = _leaves(part, block, T)
+        if not bool(out.any()):
+            break
+        block[out] = project_on_cones(part.Z, T[out], block[out])
+    block[_leaves(part, block, T, 1e-10)] = 0.0
+    S = S.clone()
+    S[e, i] = block
+    return S
+
+
+def _leaves(part: Program, block: Tensor, T: Tensor, tolerance: float = 1e-14) -> Tensor:
+    return ((block @ part.Z.T) * T).amin(1) < -tolerance * block.norm(dim=1)
+
+
+# -- lists of arrangements -------------------------------------------------------------------
+
+
+def _torch_program(problem: Problem, device: str) -> tuple[Program, np.ndarray]:
+    """Return the program on the distinct arrangements, and their numbers in the problem's list.
+
+    Equal patterns would share their mass; a unit that is never active carries none.
+    """
+    packed = np.packbits(problem.patterns, axis=0).T
+    listed = np.sort(np.unique(packed, axis=0, return_index=True)[1])
+    listed = listed[problem.patterns[:, listed].any(axis=0)]
+
+    def tensor(a: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float64, device=device)
+
+    patterns = tensor(problem.patterns[:, listed].T)
+    program = Program(
+        Z=tensor(problem.Z),
+        Y=tensor(problem.Y),
+        p=tensor(problem.p),
+        patterns=patterns,
+        signs=2 * patterns - 1,
+        loss=problem.loss,
+        alpha=problem.alpha,
+        fit_intercept=problem.fit_intercept,
+    )
+    return program, listed
+
+
+def _first_rows(full: Program, bound: _Bound, start_rows: Tensor) -> Tensor:
+    """Return the whole list if it is short and not sparse, else the start's and the worst."""
+    P, (n, k) = len(full), full.Z.shape
+    columns = FIRST_COLUMNS
+    if step_cost(full, P) <= MAX_STEP_COST and P * n <= MAX_ENTRIES:
+        columns = SPARSE_COLUMNS
+        if full.alpha <= SPARSE_SHARE * bound.largest or P * k <= 4 * columns:
+            return torch.arange(P, device=full.Z.device)
+    order = bound.norms.amax(0).argsort(descending=True)[: max(columns // k, 8)]
+    return torch.unique(torch.cat([start_rows, order]))
+
+
+def _violated(full: Program, bound: _Bound, rows: Tensor) -> Tensor:
+    """Return the arrangements outside `rows` whose constraint is violated, the worst first."""
+    worst = bound.norms.amax(0).clone()
+    worst[rows] = 0
+    order = worst.argsort(descending=True)
+    return order[worst[order] > full.alpha * (1 + 1e-9)]
+
+
+def _listed_start(
+    full: Program, listed: np.ndarray, start: Neurons | None
+) -> tuple[Neurons, Tensor]:
+    """Return the neurons of a start that lie in a listed cone, and the cones' rows."""
+    if start is None or len(start) == 0 or start.weights.shape[1] != 1:
+        empty = Neurons.empty(full.Z.shape[1], np.zeros(1))
+        return empty, torch.zeros(0, dtype=torch.long, device=full.Z.device)
+    Q = torch.as_tensor(start.directions, device=full.Z.device)
+    H = full.Z @ Q.T
+    # A neuron on a face lies in the cones on both sides: rows at rounding level match either.
+    sides = H.sign() * (H.abs() > 1e-9 * full.Z.norm(dim=1, keepdim=True))
+    mismatch = sides.abs().sum(0) - full.signs @ sides
+    least, row = mismatch.min(0)
+    found = least < 0.5
+    rows = row[found]
+    Q = project_on_cones(full.Z, full.signs[rows], Q[found])
+    weights = start.weights[found.cpu().numpy()]
+    gates = listed[rows.cpu().numpy()]
+    # A start from elsewhere may have an intercept that this program does not allow.
+    b = start.intercept if full.fit_intercept else np.zeros(1)
+    neurons = Neurons.from_products(Q.cpu().numpy(), weights, b, gates)
+    return neurons, torch.unique(rows)
