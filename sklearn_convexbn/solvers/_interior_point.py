@@ -35,6 +35,9 @@ SPARSE_COLUMNS = 200
 #: A certificate is computed at least this often, in Newton steps.
 STEPS_A_ROUND = 15
 
+#: Sizes of the first point, relative to the usual one: the next is for where steps stall early.
+START_SIZES = (1.0, 1e-2, 1e2, 1e-4)
+
 #: With a complementarity below this part of the objective a step has to lower the error.
 END = 1e-9
 
@@ -117,7 +120,8 @@ def _interior_points(
     accuracy `target`; the `finest` run goes on while it has digits left. These are lost again
     where the matrix is so ill-conditioned that rounding errors raise the residual.
     """
-    point, work = first_point(part, b, value), Workspace(part)
+    sizes = list(START_SIZES)
+    point, work = first_point(part, b, sizes.pop(0) * value), Workspace(part)
     near, error = False, np.inf
     while True:
         for _ in range(2 if near else STEPS_A_ROUND):
@@ -135,6 +139,11 @@ def _interior_points(
             near = accurate and point.theta < 1e-3 and point.residual < 1e-2
             if point.stalled or near:
                 break
+        if point.stalled and not near and sizes:
+            # Steps from an infeasible point may end at the border of a cone, far from the solution.
+            yield point, False
+            point, error = first_point(part, b, sizes.pop(0) * value), np.inf
+            continue
         last = point.stalled or (near and not finest) or error <= 1e-3 * tol
         yield point, last
         if last:
