@@ -4,10 +4,12 @@ The environment variable CONVEXBN_PROGRAMS sets the number of programs of each k
 """
 
 import os
+import warnings
 
 import cvxpy as cp
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from tests.helpers import solve
 from tests.small_programs import KINDS, SOLVERS, random_problem, random_refit, solved_gap
@@ -16,28 +18,23 @@ TOL = 1e-6
 
 #: Programs of each kind in the suite.
 COUNTS = {
-    "gated, newton": 100,
-    "gated, fista": 0,
-    "relu list": 60,
-    "lasso": 60,
-    "several outputs": 40,
+    "gated, newton": 60,
+    "gated, fista": 25,
+    "relu list": 40,
+    "lasso": 50,
+    "several outputs": 30,
 }
 COUNT = int(os.environ.get("CONVEXBN_PROGRAMS", "0"))
 BLOCK = 20
 
-#: Programs for every run: of "gated, fista" quick ones, of the others those on which the solver
-#: stopped above 1e-6 before it had a safe method to go on with.
+#: Programs on which solvers stopped above 1e-6, or took hundreds of rounds, before they had a safe
+#: method to go on with.
 STALLED = {
-    "gated, fista": [2, 3, 4, 5, 6, 8, 9, 10],
     "gated, newton": [15, 51, 125, 177],
-    "relu list": [25, 161, 182],
+    "relu list": [25, 161, 177, 182, 215, 406, 675],
     "lasso": [32, 156, 192],
     "several outputs": [80, 127],
 }
-
-#: Left out: the cross-entropies of rows that are fitted well, `log(1 + exp(f)) - f`, cancel, and
-#: gaps of a few 1e-6 are rounding errors of the objective. To be emptied when they do not.
-CANCELLING = {"lasso": {17, 32}, "several outputs": {127, 139}}
 
 
 def blocks():
@@ -51,9 +48,8 @@ def blocks():
 
 @pytest.mark.parametrize(("kind", "seeds"), list(blocks()))
 def test_every_small_program_is_solved(kind, seeds):
-    left_out = CANCELLING.get(kind, set())
-    gaps = {seed: solved_gap(seed, kind, TOL)[1] for seed in seeds if seed not in left_out}
-    assert {seed: gap for seed, gap in gaps.items() if not abs(gap) <= TOL} == {}
+    gaps = {seed: solved_gap(seed, kind, TOL)[1] for seed in seeds}
+    assert {seed: gap for seed, gap in gaps.items() if not 0.0 <= gap <= TOL} == {}
 
 
 def tame(kind, draw, count):
@@ -64,11 +60,16 @@ def tame(kind, draw, count):
 
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_optimum_of_cvxpy(kind):
-    for problem in tame(kind, random_problem, 1 if kind == "gated, fista" else 5):
+    compared = 0
+    for problem in tame(kind, random_problem, 6):
         value = solve(problem, SOLVERS[kind], tol=TOL, max_iter=1000).certificate.primal
-        # Clarabel ends where it can: the optimum lies between its bound and its value.
-        reference = solve(problem, "cvxpy", tol=1e-4).certificate
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            # Clarabel ends where it can: the optimum lies between its bound and its value.
+            reference = solve(problem, "cvxpy", tol=1e-4).certificate
         assert reference.dual * (1 - 1e-9) <= value <= reference.primal * (1 + TOL)
+        compared += reference.gap <= 1e-4
+    assert compared >= 4
 
 
 @pytest.mark.parametrize("kind", ["lasso", "several outputs"])
@@ -89,6 +90,6 @@ def test_optimum_of_a_refit_in_cvxpy(kind):
             cp.Minimize(n * (refit.p @ rows + refit.alpha * mass)),
             [] if refit.fit_intercept else [b == 0],
         )
-        tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-10)
+        tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-9)
         program.solve(solver="CLARABEL", **tight)
         assert refit.value(*refit.solved(TOL)) == pytest.approx(program.value / n, rel=2e-6)

@@ -9,7 +9,8 @@ finds out which gates are active and the ranks of their blocks; it is slow to co
 on, but on blocks of fixed rank,
 :math:`S_g = U_g V_g^T` with the penalty :math:`\frac{\alpha}{2} (|U_g|^2 + |V_g|^2)`, the
 program is smooth and Newton's method finishes it. (Bareilles, Iutzeler and Malick, "Newton
-acceleration on manifolds identified by proximal gradient methods", 2023.)
+acceleration on manifolds identified by proximal gradient methods", 2023.) Where that creeps, a
+small program is solved in its dual (:mod:`_gated_dual`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Rounds without progress after which rounding is to blame.
 PATIENCE = 4
+
+#: Rounds after which the dual of a small program is solved instead; twice as many every time.
+ROUNDS_TO_DUAL = 8
 
 
 class FISTA(Solver):
@@ -73,14 +77,23 @@ class FISTA(Solver):
         import torch
 
         from sklearn_convexbn.solvers._factor_newton import newton_steps
+        from sklearn_convexbn.solvers._gated_dual import affordable, solve_dual
         from sklearn_convexbn.solvers._gated_program import GatedProgram
 
         program = GatedProgram(problem, settings.device, getattr(torch, self.dtype))
         point = program.start(problem, settings.start)
-        watch = _Progress(program.eps)
+        watch, rounds, patience = _Progress(program.eps), 0, ROUNDS_TO_DUAL
         while True:
             norms, value, excess = program.look_at_all_gates(point)
-            yield Iterate(program.neurons(point), stalled=watch.stalled(value, excess))
+            stalled, rounds = watch.stalled(value, excess), rounds + 1
+            if (stalled or rounds >= patience) and affordable(program, len(norms)):
+                yield Iterate(program.neurons(point))
+                point, Lambda = solve_dual(program, settings.tol)
+                yield Iterate(program.neurons(point), Lambda.cpu().numpy(), stalled=stalled)
+                rounds, patience = 0, 2 * patience
+                norms, _, excess = program.look_at_all_gates(point)
+            else:
+                yield Iterate(program.neurons(point), stalled=stalled)
             # The gap is about proportional to the gradient: no need to go far below tol.
             accuracy = min(max(settings.tol / max(excess, 1e-30), 0.01), 0.1)
             point = program.working_set(point, norms)

@@ -19,8 +19,9 @@ from sklearn_convexbn.solvers._fista import FISTA
 class GroupNewton(Solver):
     """Solve the gated program with one output by Newton steps on one scale a gate.
 
-    In float64, but for factors that only speed it up; in NumPy on the CPU, in torch elsewhere. Where
-    these steps stop short of `tol`, as losses of nearly no curvature make them, FISTA goes on.
+    In float64, but for factors that only speed it up; in NumPy on the CPU, in torch elsewhere.
+    Where these steps stop short of `tol`, as losses of nearly no curvature make them, FISTA goes
+    on.
     """
 
     name = "group_newton"

@@ -35,6 +35,12 @@ SPARSE_COLUMNS = 200
 #: A certificate is computed at least this often, in Newton steps.
 STEPS_A_ROUND = 15
 
+#: Sizes of the first point, relative to the usual one: the next is for where steps stall early.
+START_SIZES = (1.0, 1e-2, 1e2, 1e-4)
+
+#: With a complementarity below this part of the objective a step has to lower the error.
+END = 1e-9
+
 
 def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
     """Solve the ReLU program with one output on the problem's list of arrangements.
@@ -111,23 +117,34 @@ def _interior_points(
     """Yield points worth a certificate, and whether they are the last of this working set.
 
     They come every ``STEPS_A_ROUND`` steps, every second one near the end. The end is the
-    accuracy `target`; the `finest` run goes on while it has digits left.
+    accuracy `target`; the `finest` run goes on while it has digits left. These are lost again
+    where the matrix is so ill-conditioned that rounding errors raise the residual.
     """
-    point, work = first_point(part, b, value), Workspace(part)
-    near = False
+    sizes = list(START_SIZES)
+    point, work = first_point(part, b, sizes.pop(0) * value), Workspace(part)
+    near, error = False, np.inf
     while True:
         for _ in range(2 if near else STEPS_A_ROUND):
-            before = deepcopy(point)
+            before, error_before = deepcopy(point), error
             newton_step(part, point, work)
             objective = part.value(part.fit(point.s) + point.b, point.s)
-            if not np.isfinite(objective):  # steps at the end of float64's accuracy may overflow
+            # Weights of a few 1e-12 have residuals of 1e-4 where complementarity is at rounding.
+            error = point.gap / max(objective, 1e-300) + point.residual
+            ending = before.gap <= END * objective
+            # Steps at the end of float64's accuracy may overflow, too.
+            if not np.isfinite(objective) or (ending and not error < error_before):
                 yield before, True
                 return
             accurate = point.gap <= 0.5 * target * objective
             near = accurate and point.theta < 1e-3 and point.residual < 1e-2
             if point.stalled or near:
                 break
-        last = point.stalled or (near and not finest) or point.gap <= 1e-3 * tol * objective
+        if point.stalled and not near and sizes:
+            # Steps from an infeasible point may end at the border of a cone, far from the solution.
+            yield point, False
+            point, error = first_point(part, b, sizes.pop(0) * value), np.inf
+            continue
+        last = point.stalled or (near and not finest) or error <= 1e-3 * tol
         yield point, last
         if last:
             return

@@ -143,6 +143,13 @@ def multi_output_refit(
     constant = torch.zeros_like(b) if fit_intercept else b
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
+    best = _rounds(program, best, tol)
+    return best.V, best.b - centre @ best.V
+
+
+def _rounds(program: _Program, best: _Point, tol: float) -> _Point:
+    """Take rounds of both steps, and of block coordinate descent where they fail or creep."""
+    Y, p, loss = program.Y, program.p, program.loss
     # Targets that are fitted exactly have the optimum zero, up to rounding.
     floor = max(1e-12 * float(program.total(loss.value(torch.zeros_like(Y), Y, p))), 1e-300)
     bound, slow, creeping, sweeps = best.dual, 0, 0, FIRST_SWEEPS
@@ -151,7 +158,7 @@ def multi_output_refit(
         for step in (_proximal_step, _newton_step):
             gap = max(best.value - bound, 0.0) / max(best.value, floor)
             if gap <= tol:
-                return best.V, best.b - centre @ best.V
+                return best
             new = step(program, best, gap, tol)
             bound = max(bound, new.dual)
             best = new if new.value <= best.value * ROUNDING else best
@@ -167,7 +174,7 @@ def multi_output_refit(
             best = new if new.value < best.value else best
             bound, slow, creeping = max(bound, new.dual), 0, 0
             sweeps = min(2 * sweeps, MAX_SWEEPS)
-    return best.V, best.b - centre @ best.V
+    return best
 
 
 def _safe_steps(program: _Program, point: _Point, sweeps: int) -> _Point:
