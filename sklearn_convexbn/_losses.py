@@ -36,6 +36,8 @@ class Loss(BaseEstimator, ABC):
     identity_hessian : bool, default=False
         Whether the Hessian of one row's loss is the identity everywhere, so that it is half the
         squared distance from a target and a constant. Solvers then factorise once.
+    is_cross_entropy : bool, default=False
+        Whether it is the cross-entropy of the softmax of the outputs, or of one output and zero.
     accepts : frozenset of {"numbers", "labels"}, default={"numbers"}
         Targets it is for: numbers of regressors, labels of classifiers, or both. Labels are
         encoded as one target of -1 and 1 for two classes and one-hot for more.
@@ -50,6 +52,7 @@ class Loss(BaseEstimator, ABC):
     name: ClassVar[str]
     curvature: float = float("inf")
     identity_hessian: ClassVar[bool] = False
+    is_cross_entropy: ClassVar[bool] = False
     accepts: ClassVar[frozenset[str]] = frozenset({"numbers"})
     target_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     rescales_target: ClassVar[bool] = True
@@ -164,6 +167,7 @@ class LogisticLoss(Loss):
     """Binary logistic loss, ``log(1 + exp(f)) - y f`` with y in {0, 1} and one output."""
 
     name = "logistic"
+    is_cross_entropy = True
     curvature = 0.25
     accepts = frozenset({"labels"})
 
@@ -200,6 +204,7 @@ class SoftmaxLoss(Loss):
     """Multinomial cross-entropy, ``log sum_c exp(f_c) - <y, f>`` with one-hot y (n, C)."""
 
     name = "softmax"
+    is_cross_entropy = True
     curvature = 0.5
     accepts = frozenset({"labels"})
 

@@ -45,7 +45,7 @@ def affordable(program: GatedProgram, n_gates: int) -> bool:
     (n, C), entries = program.Y.shape, program.Z.shape[1] * program.pooling.n_cells
     unknowns, entries = n * C, entries * C
     cost = float(unknowns) * n_gates * entries * (unknowns + entries)
-    known = program.loss.name in ("squared", "logistic", "softmax")
+    known = program.loss.identity_hessian or program.loss.is_cross_entropy
     return known and program.Z.dtype == torch.float64 and cost <= MAX_STEP_COST
 
 
@@ -122,7 +122,10 @@ class _Dual:
     """
 
     def __init__(self, program: GatedProgram) -> None:
-        self.program, self.squared = program, program.loss.name == "squared"
+        self.program, self.squared = program, program.loss.identity_hessian
+        nothing = torch.zeros_like(program.Y)
+        # What the loss of a row is the squared distance from, where it is one.
+        self.targets = -program.gradient(nothing) / program.p[:, None]
         self.rows = self._row_maps()
         n, _, q = self.rows.shape
         self.shape = n, q
@@ -207,17 +210,17 @@ class _Dual:
         return _State(W, M, W @ M, self._conjugate(x) / mu + barrier)
 
     def _conjugate(self, x: Tensor) -> float:
-        program, p = self.program, self.program.p[:, None]
+        p = self.program.p[:, None]
         if self.squared:
-            return float((p * x * (0.5 * x - program.Y)).sum())
+            return float((p * x * (0.5 * x - self.targets)).sum())
         rest = 1.0 - x.sum(dim=1, keepdim=True)
         return float((p * x * x.log()).sum() + (p * rest * torch.log1p(rest - 1.0)).sum())
 
     def _conjugate_slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return gradient (n, q) and Hessians (n, q, q) of the conjugate in x."""
-        program, p = self.program, self.program.p[:, None]
+        p = self.program.p[:, None]
         if self.squared:
-            return p * (x - program.Y), torch.diag_embed(p + 0.0 * x)
+            return p * (x - self.targets), torch.diag_embed(p + 0.0 * x)
         rest = 1.0 - x.sum(dim=1, keepdim=True)
         hessians = torch.diag_embed(1.0 / x) + 1.0 / rest.unsqueeze(2)
         return p * (x.log() - torch.log1p(rest - 1.0)), p.unsqueeze(2) * hessians
