@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import sklearn_convexbn
-from sklearn_convexbn._base_estimator import BaseConvexBN
+from sklearn_convexbn.estimators._base import BaseConvexBN
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -6,19 +6,19 @@ estimators here solve it and say how far from the optimum they ended; :func:`cer
 of networks trained elsewhere.
 """
 
-from sklearn_convexbn._certify import certify
-from sklearn_convexbn._displays import (
+from sklearn_convexbn.data._patches import Patches
+from sklearn_convexbn.displays import (
     ConvergenceDisplay,
     RegularizationPathDisplay,
     SpectrumDisplay,
 )
-from sklearn_convexbn._estimators import ConvexBNClassifier, ConvexBNRegressor
-from sklearn_convexbn._heads import replace_head
-from sklearn_convexbn._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
-from sklearn_convexbn._patches import Patches
-from sklearn_convexbn._path import alpha_max, convexbn_path
-from sklearn_convexbn._sharding import row_shards
-from sklearn_convexbn._transformer import ConvexBNTransformer
+from sklearn_convexbn.estimators._certify import certify
+from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn.estimators._heads import replace_head
+from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
+from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
+from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
+from sklearn_convexbn.support._sharding import row_shards
 
 __version__ = "0.1.0"
 

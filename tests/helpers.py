@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn._arrangements import distinct_gates, enumerate_gates
-from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._problem import Neurons, Problem
-from sklearn_convexbn._whitening import whiten
+from sklearn_convexbn.data._whitening import whiten
+from sklearn_convexbn.losses._base import LOSSES
+from sklearn_convexbn.program._arrangements import distinct_gates, enumerate_gates
+from sklearn_convexbn.program._problem import Neurons, Problem
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn._losses import LOSSES, optimal_intercept
-from sklearn_convexbn._problem import relative_gap
-from sklearn_convexbn._units._activations import StoredActivations
+from sklearn_convexbn.losses._base import LOSSES, optimal_intercept
+from sklearn_convexbn.program._problem import relative_gap
+from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from tests.helpers import make_problem, solve

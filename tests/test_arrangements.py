@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from sklearn_convexbn._arrangements import (
+from sklearn_convexbn.data._whitening import whiten
+from sklearn_convexbn.program._arrangements import (
     activation_patterns,
     arrangement_bound,
     cone_norm,
@@ -15,7 +16,6 @@ from sklearn_convexbn._arrangements import (
     project_onto_cone,
     random_directions,
 )
-from sklearn_convexbn._whitening import whiten
 
 
 def _pattern_set(Z, gates):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_wine
 
-from sklearn_convexbn._rows import Rows
-from sklearn_convexbn._whitening import whiten
+from sklearn_convexbn.data._rows import Rows
+from sklearn_convexbn.data._whitening import whiten
 from tests.helpers import make_problem, output_with_array_api, random_neurons, solve
 
 CODE = """

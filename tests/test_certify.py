@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, certify
-from sklearn_convexbn._arrangements import cone_norm, largest_in_cones
+from sklearn_convexbn.program._arrangements import cone_norm, largest_in_cones
 from tests.helpers import hidden, make_problem, random_neurons
 
 ALPHA = 0.1

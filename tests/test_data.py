@@ -6,14 +6,14 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 from sklearn.utils import compute_class_weight
 
-from sklearn_convexbn import _data
-from sklearn_convexbn._data import (
+from sklearn_convexbn.data import _canonical as _data
+from sklearn_convexbn.data._canonical import (
     balanced_class_weights,
     canonical_data,
     one_hot,
     scale_target,
 )
-from sklearn_convexbn._rows import Rows
+from sklearn_convexbn.data._rows import Rows
 
 
 def _bits(data):

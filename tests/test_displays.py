@@ -24,12 +24,12 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
 )
-from sklearn_convexbn._displays import (
+from sklearn_convexbn.data._whitening import whiten
+from sklearn_convexbn.displays import (
     ConvergenceDisplay,
     RegularizationPathDisplay,
     SpectrumDisplay,
 )
-from sklearn_convexbn._whitening import whiten
 
 DISPLAYS = [ConvergenceDisplay, RegularizationPathDisplay, SpectrumDisplay]
 
@@ -558,7 +558,7 @@ def test_missing_matplotlib_is_named_with_the_remedy(display, models, monkeypatc
 
 
 def test_import_does_not_load_matplotlib():
-    code = "import sys, sklearn_convexbn._displays; print('matplotlib' in sys.modules)"
+    code = "import sys, sklearn_convexbn.displays; print('matplotlib' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

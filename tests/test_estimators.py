@@ -25,7 +25,7 @@ from sklearn_convexbn import (
     ConvexBNRegressorCV,
     convexbn_path,
 )
-from sklearn_convexbn._problem import Neurons
+from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.solvers import FISTA, ClosedForm, Iterate, Pursuit, Solver
 
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
-from sklearn_convexbn import _exact_search
-from sklearn_convexbn._arrangements import enumerate_gates, project_onto_cone
-from sklearn_convexbn._exact_search import exact_search_operations, largest_correlation
-from sklearn_convexbn._search import ascend
-from sklearn_convexbn._units._whitened import WhitenedUnits
+from sklearn_convexbn.program._arrangements import enumerate_gates, project_onto_cone
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.search import _exact as _exact_search
+from sklearn_convexbn.search._exact import exact_search_operations, largest_correlation
+from sklearn_convexbn.search._search import ascend
 from tests.helpers import make_problem
 
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNRegressor, solvers
-from sklearn_convexbn._losses import LOSSES
+from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.solvers import (
     _factor_newton,
     _factors,

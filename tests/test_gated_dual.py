@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_convexbn._losses import LOSSES, SoftmaxLoss
-from sklearn_convexbn._pooling import Pooling
+from sklearn_convexbn.data._pooling import Pooling
+from sklearn_convexbn.losses._base import LOSSES, SoftmaxLoss
 from sklearn_convexbn.solvers import FISTA, _fista, _gated_dual
 from sklearn_convexbn.solvers._gated_dual import affordable, solve_dual
 from sklearn_convexbn.solvers._gated_program import GatedProgram

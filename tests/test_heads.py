@@ -13,10 +13,10 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     Patches,
-    _heads,
     certify,
     replace_head,
 )
+from sklearn_convexbn.estimators import _heads
 
 CLASSIFIER = ConvexBNClassifier(alpha=0.1, random_state=0)
 REGRESSOR = ConvexBNRegressor(alpha=0.1, random_state=0)

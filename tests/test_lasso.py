@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._units._activations import StoredActivations
+from sklearn_convexbn.losses._base import LOSSES
+from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers._lasso import lasso_refit, quadratic_lasso
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_convexbn._losses import LOSSES, optimal_intercept, softmax
+from sklearn_convexbn.losses._base import LOSSES, optimal_intercept, softmax
 from tests.helpers import targets
 
 CASES = [("squared", 1), ("squared", 3), ("logistic", 1), ("softmax", 2), ("softmax", 4)]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import make_regression
 
 from sklearn_convexbn import convexbn_path
-from sklearn_convexbn._losses import LOSSES, optimal_intercept
-from sklearn_convexbn._units._activations import StoredActivations as stored
+from sklearn_convexbn.losses._base import LOSSES, optimal_intercept
+from sklearn_convexbn.program.units._activations import StoredActivations as stored
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit

@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
-from sklearn_convexbn._data import TargetScaling
-from sklearn_convexbn._network import forward, neurons_of_network, recover_network, to_torch
-from sklearn_convexbn._training import Prepared
+from sklearn_convexbn.data._canonical import TargetScaling
+from sklearn_convexbn.fit._network import forward, neurons_of_network, recover_network, to_torch
+from sklearn_convexbn.fit._training import Prepared
 from sklearn_convexbn.solvers import make_solver
 from tests.helpers import problem_and_whitening, random_neurons, solve, targets
 

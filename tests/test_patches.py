@@ -27,16 +27,16 @@ from sklearn_convexbn import (
     convexbn_path,
     solvers,
 )
-from sklearn_convexbn._arrangements import distinct_gates, random_directions
-from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._patches import PatchGrid, PatchRows, images_as_rows, patch_grid
-from sklearn_convexbn._pooling import IDENTITY, Pooling, grid_pooling, pooling_window
-from sklearn_convexbn._problem import Problem
-from sklearn_convexbn._rows import Rows
-from sklearn_convexbn._search import Effort, Search
-from sklearn_convexbn._units._activations import ComputedActivations
-from sklearn_convexbn._units._whitened import WhitenedUnits
-from sklearn_convexbn._whitening import whiten
+from sklearn_convexbn.data._patches import PatchGrid, PatchRows, images_as_rows, patch_grid
+from sklearn_convexbn.data._pooling import IDENTITY, Pooling, grid_pooling, pooling_window
+from sklearn_convexbn.data._rows import Rows
+from sklearn_convexbn.data._whitening import whiten
+from sklearn_convexbn.losses._base import LOSSES
+from sklearn_convexbn.program._arrangements import distinct_gates, random_directions
+from sklearn_convexbn.program._problem import Problem
+from sklearn_convexbn.program.units._activations import ComputedActivations
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.search._search import Effort, Search
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from tests.helpers import random_neurons, solve, targets
 
@@ -164,7 +164,7 @@ def layers(cells, C, seed=0):
 @pytest.mark.parametrize(("cells", "C"), [(1, 1), (1, 3), (2, 1), (2, 3)])
 def test_correlations_and_ascent_are_those_of_a_dense_layer_on_patches(cells, C, monkeypatch):
     layer, dense, Lambda, spread, Q = layers(cells, C)
-    monkeypatch.setattr("sklearn_convexbn._units._blocks.MOST_ROWS", {"cpu": 40})
+    monkeypatch.setattr("sklearn_convexbn.program.units._blocks.MOST_ROWS", {"cpu": 40})
     expected = dense.correlations(spread, Q)
     torch.testing.assert_close(layer.correlations(Lambda, Q), expected)
     for found, wanted in zip(layer.ascent(Lambda, Q), dense.ascent(spread, Q), strict=True):
@@ -259,7 +259,7 @@ def test_few_dimensions_are_certified_exactly():
 
 
 def test_search_on_a_random_subset_of_patches_ends_in_values_on_all(monkeypatch):
-    monkeypatch.setattr("sklearn_convexbn._search.STEERING_ROWS", 100)
+    monkeypatch.setattr("sklearn_convexbn.search._search.STEERING_ROWS", 100)
     problem, _ = conv_problem(n=60)
     result = solve(problem, "pursuit", tol=1e-2)
     assert result.converged

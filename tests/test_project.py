@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,28 @@ def test_imports_point_downwards(path):
     level, here = levels(), module_of(path)
     for other in own_imports(path):
         assert other == here or level[other] < level[here], f"{here} imports {other}"
+
+
+def modules_imported(path):
+    """Yield the modules of the package that a file imports where it is loaded, dotted."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn_convexbn."):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_modules_import_each_other_within_a_folder():
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    arrows = {
+        name: {other for other in modules_imported(path) if other in files and other != name}
+        for name, path in files.items()
+    }
+    order = list(TopologicalSorter(arrows).static_order())  # raises CycleError, naming the circle
+    assert len(order) == len(files)
 
 
 def public_objects():

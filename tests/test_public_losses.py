@@ -15,7 +15,6 @@ from sklearn_convexbn import (
     certify,
     convexbn_path,
 )
-from sklearn_convexbn._losses import LOSSES, SoftmaxLoss, optimal_intercept
 from sklearn_convexbn.losses import (
     Huber,
     LogLoss,
@@ -25,6 +24,7 @@ from sklearn_convexbn.losses import (
     SquaredError,
     array_namespace,
 )
+from sklearn_convexbn.losses._base import LOSSES, SoftmaxLoss, optimal_intercept
 from tests.helpers import make_problem, solve
 
 NUMBERS = [SquaredError(), Huber(0.7), Poisson(), Quantile(0.8, 0.1), Quantile(0.3, 0.5)]

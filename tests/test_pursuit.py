@@ -8,12 +8,13 @@ import torch
 from sklearn.datasets import load_diabetes, load_iris, load_wine, make_classification
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, _search
-from sklearn_convexbn._problem import Neurons
-from sklearn_convexbn._search import Effort, Search, ascend, distinct_violators
-from sklearn_convexbn._units._vertices import circle_maxima, fresh_starts, vertices
-from sklearn_convexbn._units._whitened import WhitenedUnits
-from sklearn_convexbn._whitening import Whitening
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.program._problem import Neurons
+from sklearn_convexbn.program.units._vertices import circle_maxima, fresh_starts, vertices
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.search import _search
+from sklearn_convexbn.search._search import Effort, Search, ascend, distinct_violators
 from sklearn_convexbn.solvers._pursuit import (
     Pursuit,
     _TorchProblem,

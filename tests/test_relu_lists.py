@@ -17,8 +17,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNRegressor, solvers
-from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._problem import Problem
+from sklearn_convexbn.losses._base import LOSSES
+from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.solvers import _arrangement_program, _interior_rounds, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
 from sklearn_convexbn.solvers._interior_rounds import interior_point

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sklearn_convexbn import _rows
-from sklearn_convexbn._rows import Rows
+from sklearn_convexbn.data import _rows
+from sklearn_convexbn.data._rows import Rows
 
 KINDS = {
     "float64": lambda X: X,

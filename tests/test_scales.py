@@ -7,8 +7,8 @@ import pytest
 from scipy import sparse
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, certify
-from sklearn_convexbn._rows import Rows
-from sklearn_convexbn._whitening import whiten
+from sklearn_convexbn.data._rows import Rows
+from sklearn_convexbn.data._whitening import whiten
 
 
 def _ordinary(n=60, seed=0):

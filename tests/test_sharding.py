@@ -20,18 +20,12 @@ import torch.distributed as dist
 from scipy import sparse
 
 import sklearn_convexbn
-from sklearn_convexbn import (
-    ConvexBNRegressor,
-    ConvexBNTransformer,
-    _rows,
-    _search,
-    _training,
-    _whitening,
-    replace_head,
-    row_shards,
-)
-from sklearn_convexbn._sharding import ALL_HERE
+from sklearn_convexbn import ConvexBNRegressor, ConvexBNTransformer, replace_head, row_shards
+from sklearn_convexbn.data import _rows, _whitening
+from sklearn_convexbn.fit import _training
+from sklearn_convexbn.search import _search
 from sklearn_convexbn.solvers import _pursuit
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[1]
@@ -204,7 +198,7 @@ class Ends:
 
 def death(rank):
     """Yield the error that the first process gets while the second has ended."""
-    from sklearn_convexbn import _problem
+    from sklearn_convexbn.program import _problem
 
     ends, objective = Ends(rank), _problem.Problem.objective
 

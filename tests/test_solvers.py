@@ -8,17 +8,11 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import (
-    ConvexBNRegressor,
-    ConvexBNRegressorCV,
-    _training,
-    convexbn_path,
-    solvers,
-)
-from sklearn_convexbn._bound import rows_are_independent
-from sklearn_convexbn._compat import Interval
-from sklearn_convexbn._exact_search import is_affordable
-from sklearn_convexbn._problem import Certificate, Neurons, relative_gap
+from sklearn_convexbn import ConvexBNRegressor, ConvexBNRegressorCV, convexbn_path, solvers
+from sklearn_convexbn.fit import _training
+from sklearn_convexbn.program._problem import Certificate, Neurons, relative_gap
+from sklearn_convexbn.search._bound import rows_are_independent
+from sklearn_convexbn.search._exact import is_affordable
 from sklearn_convexbn.solvers import (
     CVXPY,
     FISTA,
@@ -30,6 +24,7 @@ from sklearn_convexbn.solvers import (
     run,
 )
 from sklearn_convexbn.solvers._base import _better
+from sklearn_convexbn.support._compat import Interval
 from tests.helpers import make_problem, solve, targets
 
 BANK = {
@@ -163,7 +158,7 @@ def test_a_solver_has_rows_as_it_says_that_it_reads_them(solver, n, dtype, monke
     monkeypatch.setattr(Reader, "rows", [])
     stated, solve_it = [], _training.solve
     monkeypatch.setattr(
-        "sklearn_convexbn._base_estimator.solve",
+        "sklearn_convexbn.estimators._base.solve",
         lambda prepared, *a, **kw: stated.append(prepared) or solve_it(prepared, *a, **kw),
     )
     rng = np.random.default_rng(0)

@@ -18,8 +18,8 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     ConvexBNTransformer,
-    _network,
 )
+from sklearn_convexbn.fit import _network
 from tests.helpers import output_with_array_api
 
 ESTIMATORS = [

@@ -18,7 +18,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, ConvexBNRegressorCV
-from sklearn_convexbn._base_estimator import unchanged_on_failure
+from sklearn_convexbn.estimators._base import unchanged_on_failure
 from sklearn_convexbn.solvers import Pursuit
 
 ROOT = Path(__file__).resolve().parents[1]

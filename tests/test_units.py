@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_convexbn._arrangements import enumerate_gates
-from sklearn_convexbn._losses import LOSSES
-from sklearn_convexbn._sharding import ALL_HERE
-from sklearn_convexbn._units import _blocks, _whitened
-from sklearn_convexbn._units._activations import ComputedActivations, StoredActivations
-from sklearn_convexbn._units._base import Units
-from sklearn_convexbn._units._whitened import WhitenedUnits
+from sklearn_convexbn.losses._base import LOSSES
+from sklearn_convexbn.program._arrangements import enumerate_gates
+from sklearn_convexbn.program.units import _blocks, _whitened
+from sklearn_convexbn.program.units._activations import ComputedActivations, StoredActivations
+from sklearn_convexbn.program.units._base import Units
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve
 
 

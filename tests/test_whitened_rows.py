@@ -7,16 +7,12 @@ from sklearn.datasets import load_diabetes, load_digits, make_classification
 
 torch = pytest.importorskip("torch")
 
-from sklearn_convexbn import (  # noqa: E402
-    ConvexBNClassifier,
-    ConvexBNRegressor,
-    Patches,
-    _memory,
-)
-from sklearn_convexbn._patches import PatchRows, patch_grid  # noqa: E402
-from sklearn_convexbn._rows import Rows  # noqa: E402
-from sklearn_convexbn._whitened_rows import WhitenedRows  # noqa: E402
-from sklearn_convexbn._whitening import whitening_of  # noqa: E402
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, Patches  # noqa: E402
+from sklearn_convexbn.data._patches import PatchRows, patch_grid  # noqa: E402
+from sklearn_convexbn.data._rows import Rows  # noqa: E402
+from sklearn_convexbn.data._whitened_rows import WhitenedRows  # noqa: E402
+from sklearn_convexbn.data._whitening import whitening_of  # noqa: E402
+from sklearn_convexbn.fit import _memory  # noqa: E402
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def no_memory(monkeypatch):
             made.append(self)
 
     monkeypatch.setattr(_memory, "STORED_SHARE", 0.0)
-    monkeypatch.setattr("sklearn_convexbn._whitened_rows.WhitenedRows", Counted)
+    monkeypatch.setattr("sklearn_convexbn.data._whitened_rows.WhitenedRows", Counted)
     return made
 
 
@@ -51,7 +47,7 @@ def test_rows_are_those_of_the_stored_matrix(kind, dtype, monkeypatch):
     rows = rows_of_kind(kind)
     whitening = whitening_of(rows, np.ones(len(rows)), n_components=5)
     stored = whitening.transform(rows, compact=dtype == torch.float32)
-    monkeypatch.setattr("sklearn_convexbn._rows.BLOCK_NUMBERS", 24 * 50)  # several blocks
+    monkeypatch.setattr("sklearn_convexbn.data._rows.BLOCK_NUMBERS", 24 * 50)  # several blocks
     computed = WhitenedRows(rows, whitening, dtype)
     assert computed.shape == tuple(stored.shape)
     assert len(computed) == len(stored)

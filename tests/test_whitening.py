@@ -6,8 +6,8 @@ from scipy import sparse
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 
-from sklearn_convexbn import _centring, _rows
-from sklearn_convexbn._whitening import _number_kept, whiten, whitening_of
+from sklearn_convexbn.data import _centring, _rows
+from sklearn_convexbn.data._whitening import _number_kept, whiten, whitening_of
 
 
 def _data(n=40, d=6, seed=0):

@@ -50,8 +50,8 @@ def solve_on_gates(
     Returns the number of the gate (m,), the direction (m, k) and the output weight (m,) of each
     neuron. The time includes the driver's, which certifies every round.
     """
-    from sklearn_convexbn._losses import LOSSES
-    from sklearn_convexbn._problem import Problem
+    from sklearn_convexbn.losses._base import LOSSES
+    from sklearn_convexbn.program._problem import Problem
     from sklearn_convexbn.solvers import RunSettings, make_solver, run
 
     problem = Problem(
@@ -74,7 +74,7 @@ def solve_on_gates(
 
 def inner_steps(Z: Any, loss: str) -> tuple[Any, Any]:
     """Return the hidden layer on rows Z, which has the pursuit's inner steps, and a loss."""
-    from sklearn_convexbn._losses import LOSSES
-    from sklearn_convexbn._units._whitened import WhitenedUnits
+    from sklearn_convexbn.losses._base import LOSSES
+    from sklearn_convexbn.program.units._whitened import WhitenedUnits
 
     return WhitenedUnits(Z), LOSSES[loss]

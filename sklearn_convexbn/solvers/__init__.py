@@ -12,7 +12,7 @@ from typing import Any
 
 from sklearn.base import clone
 
-from sklearn_convexbn._problem import Problem
+from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.solvers._base import Iterate, Monitor, Result, RunSettings, Solver, run
 
 #: Name -> (module, class), in the order in which capable solvers are recommended.

@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import blas, lapack
 from torch import Tensor
 
-from sklearn_convexbn._losses import Loss, optimal_intercept
+from sklearn_convexbn.losses._base import Loss, optimal_intercept
 
 #: Numbers in a temporary array: matrices are summed over chunks of rows or blocks this large.
 CHUNK = 2**23

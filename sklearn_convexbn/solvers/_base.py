@@ -16,11 +16,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn._arrays import Array
-from sklearn_convexbn._compat import check_parameters
-from sklearn_convexbn._device import one_thread_after_fork
-from sklearn_convexbn._problem import Certificate, Neurons, Problem, relative_gap
-from sklearn_convexbn._warnings import warn_caller
+from sklearn_convexbn.program._problem import Certificate, Neurons, Problem, relative_gap
+from sklearn_convexbn.support._arrays import Array
+from sklearn_convexbn.support._compat import check_parameters
+from sklearn_convexbn.support._device import one_thread_after_fork
+from sklearn_convexbn.support._warnings import warn_caller
 
 #: Columns of ``history_``.
 HISTORY = ("objective", "dual_gap", "n_neurons", "time")

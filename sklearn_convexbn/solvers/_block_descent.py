@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn._arrays import as_numpy
-from sklearn_convexbn._losses import Loss, optimal_intercept
-from sklearn_convexbn._sharding import ALL_HERE, Shards
+from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.support._arrays import as_numpy
+from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sklearn_convexbn._units._activations import Activations
+    from sklearn_convexbn.program.units._activations import Activations
 
 #: Damping of a group's model, as parts of the diagonal of the bound, and the step lengths tried.
 DAMPINGS, LENGTHS = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0), (1.0, 0.25)

@@ -24,8 +24,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn._bound import correlation_bound
-from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.search._bound import correlation_bound
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
 #: A form is used only when its certificate closes to this relative gap.

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sklearn_convexbn._arrangements import project_onto_cone
-from sklearn_convexbn._losses import Loss
-from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.losses._base import Loss
+from sklearn_convexbn.program._arrangements import project_onto_cone
+from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from sklearn_convexbn._arrays import Array, array_namespace, on_device
+from sklearn_convexbn.support._arrays import Array, array_namespace, on_device
 
 
 def safe_cholesky(matrix: Array) -> Array:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sklearn_convexbn._compat import Interval, StrOptions
-from sklearn_convexbn._problem import Problem
+from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.support._compat import Interval, StrOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._losses import optimal_intercept
+from sklearn_convexbn.losses._base import optimal_intercept
 from sklearn_convexbn.solvers._gated_program import GatedProgram, Point, singular_values
 
 #: Operations of one Newton step above which the program is too large.

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sklearn_convexbn._arrays import Array, as_numpy
-from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 from sklearn_convexbn.solvers._fista import FISTA
+from sklearn_convexbn.support._arrays import Array, as_numpy
 
 
 class GroupNewton(Solver):

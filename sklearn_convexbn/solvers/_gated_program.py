@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.program._problem import Neurons, Problem
 
 #: Least number of gates that a round may add.
 NEW_GATES = 64

@@ -31,8 +31,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sklearn_convexbn._arrays import Array, array_namespace, as_numpy, like
-from sklearn_convexbn._losses import Loss
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.solvers._block_descent import Groups, descend
 from sklearn_convexbn.solvers._factors import (
     cast,
@@ -43,6 +42,7 @@ from sklearn_convexbn.solvers._factors import (
     safe_cholesky,
 )
 from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
+from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
 
 #: Sweeps of block coordinate descent where Newton's method has stopped; twice as many every time.
 FIRST_SWEEPS, MAX_SWEEPS = 8, 1024

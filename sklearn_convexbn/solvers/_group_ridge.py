@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sklearn_convexbn._arrays import Array, array_namespace
-from sklearn_convexbn._losses import Loss
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.solvers._factors import (
     cast,
     cholesky_solve,
@@ -29,6 +28,7 @@ from sklearn_convexbn.solvers._factors import (
     single,
     squared_by_inverse,
 )
+from sklearn_convexbn.support._arrays import Array, array_namespace
 
 #: Above this many rows only the active columns are factorised.
 MAX_ROW_SIDE = 8000

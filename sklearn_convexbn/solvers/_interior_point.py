@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sklearn_convexbn._problem import Problem
+from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._problem import Neurons, Problem, relative_gap
+from sklearn_convexbn.program._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn.solvers._arrangement_program import Program, step_cost
 from sklearn_convexbn.solvers._base import Iterate, RunSettings
 from sklearn_convexbn.solvers._cones import project_on_cones

@@ -19,8 +19,8 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from sklearn_convexbn._losses import Loss, optimal_intercept
-from sklearn_convexbn._units._activations import Activations
+from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 
 #: Newton steps of one refit, and changes of the active set of one quadratic model.

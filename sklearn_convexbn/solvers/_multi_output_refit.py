@@ -29,14 +29,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_convexbn._losses import Loss, optimal_intercept
-from sklearn_convexbn._pooling import columns_of
-from sklearn_convexbn._sharding import ALL_HERE, Shards
-from sklearn_convexbn._units._activations import Activations
+from sklearn_convexbn.data._pooling import columns_of
+from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
+from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn._arrays import Array
-from sklearn_convexbn._bound import THOROUGH_GENERATIONS, Found, proven
-from sklearn_convexbn._compat import Interval
-from sklearn_convexbn._problem import Neurons, Problem
+from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.search._bound import THOROUGH_GENERATIONS, Found, proven
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.support._arrays import Array
+from sklearn_convexbn.support._compat import Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sklearn_convexbn._search import Effort, Search
-    from sklearn_convexbn._units._base import Units
+    from sklearn_convexbn.program.units._base import Units
+    from sklearn_convexbn.search._search import Effort, Search
 
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
@@ -96,7 +96,7 @@ class Pursuit(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        from sklearn_convexbn._search import Search, distinct_violators
+        from sklearn_convexbn.search._search import Search, distinct_violators
 
         training = _TorchProblem(problem, settings.device)
         search = Search(training.units, settings.random_directions, settings.random_state)
@@ -153,7 +153,7 @@ class Pursuit(Solver):
 
     def _efforts(self, problem: Problem) -> tuple[Effort, Effort, Effort]:
         """Return what a rough, a fine and a certifying search do."""
-        from sklearn_convexbn._search import Effort
+        from sklearn_convexbn.search._search import Effort
 
         rough = Effort(self.n_starts, self.n_starts, ROUGH_STEPS, 0, steered=True)
         fine = rough._replace(n_steps=self.n_search_steps, n_generations=1)

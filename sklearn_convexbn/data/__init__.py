@@ -1,0 +1,1 @@
+"""From X and y as users pass them to whitened rows and encoded targets."""

@@ -1,0 +1,1 @@
+"""What users call: estimators, cross-validation, paths, certificates of any network."""

@@ -1,0 +1,420 @@
+"""The optimality gap of any two-layer ReLU network, whoever trained it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.utils import check_random_state
+
+from sklearn_convexbn.data._encoding import (
+    TrainingData,
+    classification_data,
+    kind_of_target,
+    loss_for,
+    regression_data,
+)
+from sklearn_convexbn.data._validation import natural_array, validated_data
+from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.fit._foreign import Layers, read_network
+from sklearn_convexbn.fit._network import Network, forward, neurons_of_network
+from sklearn_convexbn.fit._training import PROBLEM_CONSTRAINTS, state_problem
+from sklearn_convexbn.losses import LogLoss, loss_constraint, names_for, resolved_loss
+from sklearn_convexbn.losses._base import LOSSES, Loss
+from sklearn_convexbn.program._problem import Neurons, Problem, relative_gap
+from sklearn_convexbn.search._bound import Found, proven, searched
+from sklearn_convexbn.support._compat import Interval, check_arguments
+from sklearn_convexbn.support._device import plain_torch, resolve_device
+from sklearn_convexbn.support._sharding import refuse_shards
+
+#: Largest share of a hidden unit's values that the directions kept may fail to express.
+EXPRESSION_TOLERANCE = 1e-8
+
+#: So many roundings of the terms of a unit's sum may be lost besides.
+ROUNDINGS_OF_TERMS = 16
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    **PROBLEM_CONSTRAINTS,
+    "shrinkage": [*PROBLEM_CONSTRAINTS["shrinkage"], None],
+    "fit_intercept": [*PROBLEM_CONSTRAINTS["fit_intercept"], None],
+    "loss": [*loss_constraint("numbers", "labels"), None],
+    "n_starts": [Interval(Integral, 1, None, closed="left")],
+    "stationarity_tol": [Interval(Real, 0, None, closed="left")],
+}
+
+
+class HiddenUnit(NamedTuple):
+    """A hidden unit ``relu(X @ weights + offset)`` and the output weights to give it.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (d,)
+        In the units of X, such that the unit is of length one in the whitened coordinates. On
+        images those of the values of a patch.
+    offset : float
+    output : ndarray of shape (C,)
+        Unit vector; (G C,) for activations pooled to G cells, cell by cell.
+    """
+
+    weights: np.ndarray
+    offset: float
+    output: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkCertificate:
+    """How far a network is from the optimum of its training problem, at most.
+
+    Attributes
+    ----------
+    objective : float
+        Mean loss plus ``alpha * sum_j |q_j| |v_j|`` of the network as it is, in squared units
+        of y for regression.
+    lower_bound : float
+        Lower bound on the objective of every network of any width, in the same unit; an
+        estimate of one where `kind` says so.
+    gap : float
+        ``(objective - lower_bound) / objective``, at least 0.
+    kind : {"exact", "estimated"}
+        "exact" when `lower_bound` is rigorous; "estimated" when it rests on a search, which may
+        have missed the most violated direction.
+    violation : float
+        By how much the correlation of `direction` with the negative gradient of the loss
+        exceeds alpha, relative to alpha, at least 0. Where it is positive, adding the unit
+        improves the network.
+    direction : HiddenUnit
+        The most violated hidden unit found: weights, offset and output direction.
+    stationary : bool
+        Whether ``stationarity_gap <= stationarity_tol``.
+    stationarity_gap : float
+        Relative gap to a rigorous lower bound on what is reached by networks whose neurons keep
+        their activation patterns and output directions, or keep their hidden weights.
+    """
+
+    objective: float
+    lower_bound: float
+    gap: float
+    kind: str
+    violation: float
+    direction: HiddenUnit
+    stationary: bool
+    stationarity_gap: float
+
+    def __str__(self) -> str:
+        bound = "certified" if self.kind == "exact" else "estimated, by a search,"
+        point = "stationary" if self.stationary else "not stationary"
+        return (
+            f"objective {self.objective:.6g}, {bound} to be within {100 * self.gap:.2g} % of the "
+            f"optimum (lower bound {self.lower_bound:.6g}); largest violation found "
+            f"{100 * self.violation:.3g} %; {point}: within {100 * self.stationarity_gap:.2g} % of "
+            "the best network of its own arrangements"
+        )
+
+
+@plain_torch()
+def certify(
+    network: Any,
+    X: Any,
+    y: Any,
+    *,
+    alpha: float,
+    loss: str | Loss | None = None,
+    sample_weight: Any = None,
+    n_components: int | float | None = None,
+    shrinkage: float | str | None = None,
+    fit_intercept: bool | None = None,
+    n_starts: int = 10_000,
+    stationarity_tol: float = 1e-3,
+    random_state: int | np.random.RandomState | None = None,
+    device: str | None = "cpu",
+) -> NetworkCertificate:
+    """Bound the distance of a two-layer ReLU network from the global optimum.
+
+    The optimum is that of the batch-normalized network with weight decay on X and y, over all
+    widths: the problem of :class:`ConvexBNRegressor` and :class:`ConvexBNClassifier`. The network
+    enters as the function it computes on X, its scales balanced (which can only lower its
+    weight decay), so it need not have been trained with this package, or with batch
+    normalization. It is not modified.
+
+    Parameters
+    ----------
+    network : estimator or torch.nn.Sequential
+        A fitted :class:`ConvexBNRegressor` or :class:`ConvexBNClassifier` (``activation="relu"``);
+        a fitted :class:`~sklearn.neural_network.MLPRegressor` or
+        :class:`~sklearn.neural_network.MLPClassifier` of one hidden relu layer; or
+        ``Sequential(Linear, BatchNorm1d, ReLU, Linear)`` or ``Sequential(Linear, ReLU, Linear)``
+        of any dtype, on any device; or of images ``Sequential(Conv2d, BatchNorm2d, ReLU,
+        AvgPool2d, Flatten, Linear)``, with or without ``BatchNorm2d``. Batch normalization is
+        taken as in train mode with all of X as the batch, whatever mode the module is in; its
+        eps counts, its running statistics do not. Outputs for classes are logits, in the sorted
+        order of the labels: one output or two for two classes.
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        Training data, as the network takes it: for convolutional networks of this package images
+        (n_samples, height, width[, channels]) or flattened, for those of torch
+        (n_samples, channels, height, width).
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Training target: numbers for regression, labels (n_samples,) for classification.
+    alpha : float
+        Weight decay on BN scales, BN shifts and output weights, as in the estimators: for
+        regression it is relative to a target of unit variance (root mean square without an
+        intercept), so a weight decay of ``w`` beside half the mean squared error in the units of
+        y is ``alpha = w / std(y)``. Must be positive.
+    loss : {"squared_error", "huber", "poisson", "quantile", "log_loss"} or Loss, default=None
+        As in the estimators: "squared_error" is half the squared error, "log_loss" the logistic
+        loss, or softmax cross-entropy for two and more outputs. Outputs are raw: for "poisson"
+        logs of means. None takes a scikit-learn estimator's own; for a torch module
+        "log_loss" if y holds labels, that is one column of strings, booleans or integers, and
+        "squared_error" for floats and several columns.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Non-negative. A weight of 2 equals the row twice, also in batch normalization's statistics.
+    n_components : int or float, default=None
+        Bound the optimum over the leading directions of X only, as in the estimators. None takes
+        as many as an estimator of this package has kept, or else all.
+    shrinkage : float or "auto", default=None
+        As in the estimators. None takes an estimator's own parameter, or else 0.
+    fit_intercept : bool, default=None
+        Whether the output intercept is part of the problem. None takes an estimator's own
+        parameter; for a torch module, whether its last layer has a bias.
+    n_starts : int, default=10000
+        Random starts of the search for the most violated direction. The network's own units
+        are tried besides.
+    stationarity_tol : float, default=1e-3
+        Largest `stationarity_gap` that counts as stationary.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the search. Pass an int for identical results across calls.
+    device : str or None, default="cpu"
+        Where the search computes: None or "cpu", "cuda", "cuda:1", or "auto".
+
+    Returns
+    -------
+    certificate : NetworkCertificate
+        Objective, lower bound, gap, the most violated hidden unit, and whether the network is
+        a stationary point.
+
+    Raises
+    ------
+    TypeError
+        If `network` is none of the kinds above.
+    ValueError
+        For another architecture or activation, an estimator that is not fitted, invalid
+        parameters or data, numbers of features, outputs or labels that do not fit, outputs that
+        are not finite, an output bias where ``fit_intercept=False``, or hidden units that depend
+        on directions of X which `n_components` cuts.
+
+    See Also
+    --------
+    ConvexBNRegressor : Trains such a network in convex form.
+    ConvexBNClassifier : The same for classification.
+
+    Notes
+    -----
+    With Lambda minus the gradient of the mean loss, at the network with its best intercept,
+    the lower bound is the dual value of Lambda scaled back until ``|Lambda^T (Z q)_+| <= alpha``
+    for every unit q [1]_. It is "exact" where the maximum over all arrangements can be computed
+    in seconds (one or two features or components and up to about a thousand rows, more of them
+    for fewer rows), and where the rows are linearly independent after centring; else the
+    largest correlation comes from a search.
+
+    The bound is of first order: a network whose gradients are off by a share e is bounded to
+    within about e of the optimum, though it may be within e squared. A large gap therefore says
+    that the network is not *proven* good.
+
+    `stationarity_gap` scales the same Lambda to the constraints of the network's own neurons
+    only, which is rigorous for any number of outputs. Stationary points are optimal for these
+    [2]_, [3]_. A small `stationarity_gap` beside a large `gap` therefore is a network that
+    training cannot improve although better ones exist: new activation patterns are needed, as in
+    `direction`. A neuron's pattern is taken with its output direction, because a stationary point
+    need not be optimal over other output directions of the same pattern.
+
+    References
+    ----------
+    .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying
+       Batch Normalization in ReLU Networks: Equivalent Convex Optimization Models and
+       Implicit Regularization", ICLR 2022, arXiv:2103.01499.
+    .. [2] T. Ergen, M. Pilanci, "The Convex Landscape of Neural Networks: Characterizing Global
+       Optima and Stationary Points via Lasso Models", 2023, arXiv:2312.12657.
+    .. [3] Y. Wang, J. Lacotte, M. Pilanci, "The Hidden Convex Optimization Landscape of Two-Layer
+       ReLU Neural Networks: an Exact Characterization of the Optimal Solutions", ICLR 2022,
+       arXiv:2006.05900.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.neural_network import MLPRegressor
+    >>> from sklearn_convexbn import ConvexBNRegressor, certify
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> mlp = MLPRegressor(hidden_layer_sizes=(20,), tol=10.0, random_state=0).fit(X, y)
+    >>> far = certify(mlp, X, y, alpha=0.1, random_state=0)
+    >>> best = ConvexBNRegressor(alpha=0.1, random_state=0).fit(X, y)
+    >>> near = certify(best, X, y, alpha=0.1, random_state=0)
+    >>> far.objective > near.objective > near.lower_bound
+    True
+    >>> near.gap <= 0.01
+    True
+    """
+    arguments = {
+        "alpha": alpha,
+        "loss": loss,
+        "n_components": n_components,
+        "shrinkage": shrinkage,
+        "fit_intercept": fit_intercept,
+        "n_starts": n_starts,
+        "stationarity_tol": stationarity_tol,
+        "random_state": random_state,
+        "device": device,
+    }
+    check_arguments("certify", arguments, CONSTRAINTS)
+    refuse_shards("certify")
+    device = resolve_device(device)
+    layers = read_network(network, X)
+    fit_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
+    data = _training_data(layers, X, y, sample_weight, loss, fit_intercept)
+    problem, whitening = state_problem(
+        data,
+        alpha=float(alpha),
+        fit_intercept=fit_intercept,
+        n_components=layers.setting("n_components_", n_components, None),
+        shrinkage=layers.setting("shrinkage", shrinkage, 0.0),
+    )
+    neurons = _neurons(layers, data, problem, whitening)
+    Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
+    found = searched(
+        problem,
+        whitening,
+        Lambda,
+        neurons.directions.T,
+        n_starts=n_starts,
+        random_state=check_random_state(random_state),
+        device=device,
+    )
+    return _certificate(problem, whitening, neurons, Lambda, found, data.unit, stationarity_tol)
+
+
+def _training_data(
+    layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | Loss | None, fit_intercept: bool
+) -> TrainingData:
+    """Validate X and y, encode them as the estimators do and check that the network fits."""
+    loss = layers.setting("loss", loss, _default_loss(layers, y))
+    kind = kind_of_target(loss, natural_array(y, "y"))
+    if layers.estimator is not None:
+        kind = "labels" if is_classifier(layers.estimator) else "numbers"
+    labels = kind == "labels"
+    if isinstance(loss, str) and loss not in names_for(kind):
+        raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
+    chosen = resolved_loss(loss, kind)
+    X = layers.as_rows(X)
+    X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
+    n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
+    if X.shape[1] != n_features:
+        raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
+    if not labels:
+        data = regression_data(X, y, weights, fit_intercept=fit_intercept, loss=chosen)
+    else:
+        class_weight = layers.setting("class_weight", None, None)
+        data = classification_data(X, y, weights, loss=chosen, class_weight=class_weight)
+        if isinstance(chosen, LogLoss) and len(data.classes) == n_outputs == 2:
+            data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
+    _check_outputs(layers, data, loss)
+    return replace(data, patches=layers.patches)
+
+
+def _default_loss(layers: Layers, y: Any) -> str:
+    """Return the loss of an estimator's kind, or the one that y calls for."""
+    if layers.estimator is not None:
+        return "log_loss" if is_classifier(layers.estimator) else "squared_error"
+    return loss_for(natural_array(y, "y"))
+
+
+def _check_outputs(layers: Layers, data: TrainingData, loss: str | Loss) -> None:
+    """Refuse a network whose outputs are not those of the targets."""
+    trained = layers.setting("classes_", None, data.classes)
+    if not np.array_equal(trained, data.classes):
+        raise ValueError(
+            f"y has the classes {data.classes.tolist()}, but the network was trained on "
+            f"{np.asarray(trained).tolist()}."
+        )
+    n_outputs, needed = layers.coefs[1].shape[1], data.Y.shape[1]
+    if n_outputs != needed:
+        classes = f"{len(data.classes)} classes" if len(data.classes) else f"{needed} columns"
+        raise ValueError(
+            f"The network has {n_outputs} outputs, but loss={loss!r} for the {classes} of y needs "
+            f"{needed}. (For a regression target of integers pass loss='squared_error'.)"
+        )
+
+
+def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Whitening) -> Neurons:
+    """Return the network in the whitened coordinates, where it computes the same function."""
+    images = data.rows.on_cpu()
+    rows, weights = images.to_array(), data.weights
+    if data.patches is not None:
+        rows, weights = data.patches.rows(images).to_array(), data.patches.weights(weights)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        network = layers.folded(rows, weights)
+        output = forward(images, network.coefs, network.intercepts, patches=data.patches)
+    if not np.isfinite(output).all():
+        raise ValueError("The network's output on X is not finite.")
+    _check_expressible(network, rows, whitening)
+    neurons = neurons_of_network(network, whitening, target=data.target)
+    if not problem.fit_intercept and neurons.intercept.any():
+        raise ValueError(
+            "The network has an output bias, which is not part of the problem with "
+            "fit_intercept=False."
+        )
+    return neurons
+
+
+def _check_expressible(network: Network, X: np.ndarray, whitening: Whitening) -> None:
+    """Refuse hidden units that depend on directions of X outside the whitening."""
+    W, V = network.coefs[0], whitening.components
+    values = np.abs(X @ W + network.intercepts[0]).max(axis=0)
+    centred = X - whitening.mean
+    lost = np.abs(centred @ (W - V @ (V.T @ W))).max(axis=0)
+    # On nearly equal columns weights are large and cancel: rounding is relative to the terms.
+    rounding = np.finfo(float).eps * (np.abs(centred) @ np.abs(W)).max(axis=0)
+    beyond = lost > EXPRESSION_TOLERANCE * values + ROUNDINGS_OF_TERMS * rounding
+    if beyond.any():
+        raise ValueError(
+            f"{beyond.sum()} of {len(beyond)} hidden units depend on directions of X that are not "
+            f"among the {whitening.n_components} kept, so the network is none of the problem's. "
+            "Keep more with n_components (None for all), or train the network on X projected "
+            "to these directions."
+        )
+
+
+def _certificate(
+    problem: Problem,
+    whitening: Whitening,
+    neurons: Neurons,
+    Lambda: np.ndarray,
+    found: Found,
+    unit: float,
+    stationarity_tol: float,
+) -> NetworkCertificate:
+    """Scale Lambda to what a search has found and the network's own units say of it."""
+    own, own_direction = problem.own_correlation(neurons, Lambda)
+    own_value = problem.correlations(Lambda, own_direction[:, None])
+    found = found.joined(Found(own_value, own_direction[:, None])).joined(proven(problem, Lambda))
+    largest, q = max(own, float(found.values.max())), found.directions[:, found.values.argmax()]
+    objective = problem.objective(neurons)
+    dual = problem.dual_value(Lambda, max(own, found.largest))
+    stationarity_gap = relative_gap(objective, problem.dual_value(Lambda, own))
+    weights, offset = whitening.hidden_layer(q[None])
+    output = problem.pooling.on_rows(Lambda).T @ np.maximum(problem.Z @ q, 0.0)
+    return NetworkCertificate(
+        objective=objective * unit,
+        lower_bound=dual * unit,
+        gap=relative_gap(objective, dual),
+        kind="exact" if found.proven else "estimated",
+        violation=max(0.0, largest / problem.alpha - 1.0),
+        direction=HiddenUnit(weights[:, 0], float(offset[0]), _unit(output)),
+        stationary=stationarity_gap <= stationarity_tol,
+        stationarity_gap=stationarity_gap,
+    )
+
+
+def _unit(a: np.ndarray) -> np.ndarray:
+    """Scale a vector, or the columns of a matrix, to unit length; zero stays zero."""
+    return a / np.maximum(np.linalg.norm(a, axis=0), 1e-300)

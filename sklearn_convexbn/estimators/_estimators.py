@@ -1,0 +1,636 @@
+"""The scikit-learn estimators: parameters, validation, prediction; no mathematics."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.metaestimators import available_if
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn.data._encoding import TrainingData, classification_data, regression_data
+from sklearn_convexbn.data._patches import Patches
+from sklearn_convexbn.data._validation import validated_data
+from sklearn_convexbn.estimators._base import BaseConvexBN, unchanged_on_failure
+from sklearn_convexbn.fit._callbacks import FitHooks
+from sklearn_convexbn.losses import LogLoss, loss_constraint, resolved_loss
+from sklearn_convexbn.losses._base import Loss, softmax
+from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
+from sklearn_convexbn.support._compat import StrOptions, check_parameters, with_callbacks
+from sklearn_convexbn.support._device import plain_torch
+from sklearn_convexbn.support._sharding import ALL_HERE, Shards, current_shards
+
+#: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
+#: equal: a softmax cannot tell outputs apart that differ by one or two roundings of 1.
+TIE = 8 * float(np.finfo(float).eps)
+
+
+class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
+    """Batch-normalized two-layer ReLU network for regression, trained in convex form.
+
+    Minimises, over the weights w_j, the BN scales and shifts gamma_j and beta_j and the
+    output weights v_j of the network
+    ``f(x) = sum_j v_j relu(gamma_j (x - mean) w_j / std(X w_j) + beta_j) + b``, ::
+
+        mean(1/2 |f(x_i) - y_i|^2) + weight_decay_/2 * sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)
+
+    through its convex form, so that there is no learning rate and the distance from the
+    global optimum is bounded [1]_, rigorously or by an estimate: `certificate_` says which.
+    Read more in the :doc:`user guide </user_guide>`.
+
+    Parameters
+    ----------
+    alpha : float, default=3e-3
+        Weight decay on BN scales, BN shifts and output weights, relative to a mean loss on a
+        target of unit variance; it has no unit. Must be positive.
+
+    n_components : int, float or None, default=None
+        Number of leading singular directions of X that are kept, or, in (0, 1), the share of
+        variance to keep. None keeps all. Keeping fewer is the explicit form of the bias of
+        gradient descent towards large directions: tune it.
+
+    shrinkage : float or "auto", default=0.0
+        Damp small directions instead of cutting them: whiten with the covariance shrunk
+        towards a multiple of the identity, 0 (batch normalization) to 1 (no whitening).
+        "auto" is the Ledoit-Wolf estimate.
+
+    activation : {"relu", "gated_relu"}, default="relu"
+        "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
+        makes the program a group lasso.
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches that every hidden unit sees: a convolutional
+        network, as :class:`Patches` says. None is the dense network.
+
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
+        "auto" takes for "relu" a closed form where one is proven to hold, else the pursuit; for
+        "gated_relu" the Newton method with one output, FISTA with several outputs or pooled
+        patches. The parameters of an instance are reached as ``solver__x``.
+
+    n_gates : int or "all", default=256
+        Number of arrangements to sample where the program needs a fixed list ("gated_relu";
+        "relu" with solver "interior_point" or "cvxpy"). "all" enumerates them, if they are few.
+
+    fit_intercept : bool, default=True
+        Whether to fit the (not penalised) output intercept. Without it the target is not
+        centred.
+
+    tol : float, default=1e-2
+        The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
+        `tol`. It means the same for every solver.
+
+    max_iter : int, default=200
+        Largest number of rounds of the solver.
+
+    device : str or None, default=None
+        Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
+        CUDA where there is one.
+
+    warm_start : bool, default=False
+        Whether to start from the previous fit's network.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds gates and searches. Pass an int for identical results across calls.
+
+    verbose : int, default=0
+        Print one line a round when positive.
+
+    loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
+        A name, or an instance of a loss in :mod:`sklearn_convexbn.losses`, whose parameters are
+        reached as ``loss__x``. "poisson" is for counts: predictions are the exponential of the
+        network's output, and y is not rescaled. `score` is R^2 whatever the loss.
+
+    Attributes
+    ----------
+    coefs_ : list of two ndarrays of shapes (n_features, n_neurons) and (n_neurons, n_outputs)
+        Weights with batch normalization folded in, as in
+        :class:`~sklearn.neural_network.MLPRegressor`: the prediction is
+        ``relu(X @ coefs_[0] + intercepts_[0]) @ coefs_[1] + intercepts_[1]``.
+    intercepts_ : list of two ndarrays of shapes (n_neurons,) and (n_outputs,)
+        Offsets of the hidden units and of the outputs.
+    batch_norm_ : dict of ndarrays of shape (n_neurons,)
+        "mean", "var", "scale" and "shift" of each hidden unit's batch normalization.
+    gates_ : ndarray of shape (n_features + 1, n_neurons)
+        Only with gated_relu: a unit is on where ``x @ gates_[:-1] + gates_[-1] >= 0``.
+    n_neurons_ : int
+        Number of hidden units.
+    certificate_ : Certificate
+        primal, dual, gap, infeasibility, kind ("exact" when rigorous, "estimated" when the
+        maximum over arrangements came from a search) and program (the optimum it is about).
+        Values are in squared units of y, for a quantile in those of y, for Poisson without any.
+    objective_ : float
+        Objective of the fitted network, ``certificate_.primal``.
+    dual_gap_ : float
+        Relative duality gap, ``certificate_.gap``.
+    n_iter_ : int
+        Rounds run.
+    history_ : dict of ndarrays of shape (`n_iter_`,)
+        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+    solver_ : Solver
+        The solver used.
+    n_components_ : int
+        Number of directions kept.
+    singular_values_ : ndarray of shape (rank,)
+        All singular values of the centred X (weighted), decreasing.
+    explained_variance_ratio_ : ndarray of shape (rank,)
+        Share of the variance along each direction.
+    patches_ : dict
+        Only with `patches`: "image_shape", "patch_shape", "stride", "pool_shape" and
+        "pool_stride" of the grid of patches and of its pooling, and "contrast", what is added to
+        the variance of a patch, None where patches are not normalized. Then `coefs_` are of
+        shapes (n_inputs, n_neurons), for the values of a patch, and
+        (n_neurons * n_cells, n_outputs), for the pooled activations, those of a unit together; X
+        above is all patches.
+    shrinkage_ : float
+        The shrinkage used.
+    weight_decay_ : float
+        `alpha` in the units of y.
+    loss_ : Loss
+        The loss trained with.
+    n_features_in_ : int
+        Number of columns of X, for images of values.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Only when X has feature names that are all strings.
+
+    See Also
+    --------
+    ConvexBNClassifier : The same for classification.
+    sklearn.neural_network.MLPRegressor : Networks trained by gradient descent.
+
+    References
+    ----------
+    .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying
+       Batch Normalization in ReLU Networks: Equivalent Convex Optimization Models and
+       Implicit Regularization", ICLR 2022, arXiv:2103.01499.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn_convexbn import ConvexBNRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = ConvexBNRegressor(alpha=0.1, random_state=0).fit(X, y)
+    >>> model.dual_gap_ <= 0.01
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBN._parameter_constraints,
+        "loss": loss_constraint("numbers"),
+    }
+
+    def __init__(
+        self,
+        alpha: float = 3e-3,
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        super().__init__(
+            alpha,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            activation=activation,
+            patches=patches,
+            solver=solver,
+            n_gates=n_gates,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative. A weight of 2 equals the row twice, 0 equals no row.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data, or a solver that does not handle the problem. The
+            estimator then stays as it was.
+        """
+        shards = current_shards()
+        with shards.raised_together():
+            check_parameters(self, self._parameter_constraints)
+            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
+        with unchanged_on_failure(self), plain_torch():
+            validated = self._validated_together(X, y, sample_weight, shards)
+            with shards.in_step():
+                data = self._training_data(*validated, shards)
+                self._train(data, self._fit_settings(shards), hooks)
+        return self
+
+    def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return the data as arrays and note their shape."""
+        X = self._flattened(X, reset=True)
+        validated = validated_data(X, y, sample_weight, labels=False, estimator=self, reset=True)
+        self._single_output = validated[1].ndim == 1
+        return validated
+
+    def _encode(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
+        return regression_data(
+            X,
+            y,
+            sample_weight,
+            fit_intercept=self.fit_intercept,
+            loss=resolved_loss(self.loss, "numbers"),
+            shards=shards,
+        )
+
+    def predict(self, X: Any) -> Array:
+        """Predict the target.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            The network's output, for ``loss="poisson"`` its exponential.
+        """
+        F = self._raw_predict(X)
+        F = self.loss_.prediction(F)
+        return F[:, 0] if self._single_output else F
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        # The directions kept are those of large variance in X, whatever the target.
+        tags.regressor_tags.poor_score = self.n_components is not None
+        return tags
+
+
+def _has_probabilities(estimator: Any) -> bool:
+    if estimator.loss == "log_loss" or isinstance(estimator.loss, LogLoss):
+        return True
+    raise AttributeError(
+        f"probabilities are available for loss='log_loss', not for loss={estimator.loss!r}"
+    )
+
+
+def _with_ties(F: Array) -> Array:
+    """Return outputs (n, C) of which those within rounding of a row's largest are equal to it.
+
+    The largest probability then belongs to the classes of the largest output and to no others, so
+    that all methods agree on the class: the first of equal ones. A single output is compared with
+    zero, the output of the other class.
+    """
+    xp = array_namespace(F)
+    top = xp.amax(F, axis=1, keepdims=True) if F.shape[1] > 1 else xp.zeros_like(F)
+    return xp.where(abs(F - top) <= TIE * abs(top).clip(min=1.0), top, F)
+
+
+def _per_class(F: Array) -> Array:
+    """Return one output a class: for two classes, zero and the single output."""
+    xp = array_namespace(F)
+    return F if F.shape[1] > 1 else xp.concatenate([xp.zeros_like(F), F], axis=1)
+
+
+class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
+    """Batch-normalized two-layer ReLU network classifier, trained in convex form.
+
+    Minimises a mean loss plus weight decay over the network
+    ``f(x) = sum_j v_j relu(gamma_j (x - mean) w_j / std(X w_j) + beta_j) + b``, ::
+
+        mean(loss(f(x_i), y_i)) + alpha/2 * sum_j (gamma_j^2 + beta_j^2 + |v_j|^2)
+
+    through its convex form, so that there is no learning rate and the distance from the
+    global optimum is bounded [1]_, rigorously or by an estimate: `certificate_` says which.
+    Read more in the :doc:`user guide </user_guide>`.
+
+    Parameters
+    ----------
+    alpha : float, default=3e-3
+        Weight decay on BN scales, BN shifts and output weights, relative to a mean loss. Must
+        be positive.
+
+    n_components : int, float or None, default=None
+        Number of leading singular directions of X that are kept, or, in (0, 1), the share of
+        variance to keep. None keeps all. Keeping fewer is the explicit form of the bias of
+        gradient descent towards large directions: tune it.
+
+    shrinkage : float or "auto", default=0.0
+        Damp small directions instead of cutting them: whiten with the covariance shrunk
+        towards a multiple of the identity, 0 (batch normalization) to 1 (no whitening).
+        "auto" is the Ledoit-Wolf estimate.
+
+    activation : {"relu", "gated_relu"}, default="relu"
+        "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
+        makes the program a group lasso (nuclear norms for several outputs).
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches that every hidden unit sees: a convolutional
+        network, as :class:`Patches` says. None is the dense network.
+
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
+        "auto" takes for "relu" a closed form where one is proven to hold, else the pursuit; for
+        "gated_relu" the Newton method with one output, FISTA with several outputs or pooled
+        patches. The parameters of an instance are reached as ``solver__x``.
+
+    n_gates : int or "all", default=256
+        Number of arrangements to sample where the program needs a fixed list ("gated_relu";
+        "relu" with solver "interior_point" or "cvxpy"). "all" enumerates them, if they are few.
+
+    fit_intercept : bool, default=True
+        Whether to fit the (not penalised) output intercept.
+
+    tol : float, default=1e-2
+        The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
+        `tol`. It means the same for every solver.
+
+    max_iter : int, default=200
+        Largest number of rounds of the solver.
+
+    device : str or None, default=None
+        Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
+        CUDA where there is one.
+
+    warm_start : bool, default=False
+        Whether to start from the previous fit's network.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds gates and searches. Pass an int for identical results across calls.
+
+    verbose : int, default=0
+        Print one line a round when positive.
+
+    loss : {"log_loss", "squared_error"} or Loss, default="log_loss"
+        "log_loss" is logistic for two classes and softmax cross-entropy for more.
+        "squared_error" is taken to one-hot targets, for two classes to one target of -1 and 1.
+        Or an instance of :class:`~sklearn_convexbn.losses.Loss`.
+
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, multiplied with the sample weights.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels of the classes that have a sample of positive weight.
+    coefs_ : list of two ndarrays of shapes (n_features, n_neurons) and (n_neurons, n_outputs)
+        Weights with batch normalization folded in, as in
+        :class:`~sklearn.neural_network.MLPClassifier`: the output before softmax (or sigmoid)
+        is ``relu(X @ coefs_[0] + intercepts_[0]) @ coefs_[1] + intercepts_[1]``. There is one
+        output for two classes and one a class for more.
+    intercepts_ : list of two ndarrays of shapes (n_neurons,) and (n_outputs,)
+        Offsets of the hidden units and of the outputs.
+    batch_norm_ : dict of ndarrays of shape (n_neurons,)
+        "mean", "var", "scale" and "shift" of each hidden unit's batch normalization.
+    gates_ : ndarray of shape (n_features + 1, n_neurons)
+        Only with gated_relu: a unit is on where ``x @ gates_[:-1] + gates_[-1] >= 0``.
+    n_neurons_ : int
+        Number of hidden units.
+    certificate_ : Certificate
+        primal, dual, gap, infeasibility, kind ("exact" when rigorous, "estimated" when the
+        maximum over arrangements came from a search) and program (the optimum it is about).
+    objective_ : float
+        Objective of the fitted network, ``certificate_.primal``.
+    dual_gap_ : float
+        Relative duality gap, ``certificate_.gap``.
+    n_iter_ : int
+        Rounds run.
+    history_ : dict of ndarrays of shape (`n_iter_`,)
+        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+    solver_ : Solver
+        The solver used.
+    n_components_ : int
+        Number of directions kept.
+    singular_values_ : ndarray of shape (rank,)
+        All singular values of the centred X (weighted), decreasing.
+    explained_variance_ratio_ : ndarray of shape (rank,)
+        Share of the variance along each direction.
+    patches_ : dict
+        Only with `patches`: "image_shape", "patch_shape", "stride", "pool_shape" and
+        "pool_stride" of the grid of patches and of its pooling, and "contrast", what is added to
+        the variance of a patch, None where patches are not normalized. Then `coefs_` are of
+        shapes (n_inputs, n_neurons), for the values of a patch, and
+        (n_neurons * n_cells, n_outputs), for the pooled activations, those of a unit together; X
+        above is all patches.
+    shrinkage_ : float
+        The shrinkage used.
+    weight_decay_ : float
+        `alpha`.
+    loss_ : Loss
+        The loss trained with.
+    n_features_in_ : int
+        Number of columns of X, for images of values.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Only when X has feature names that are all strings.
+
+    See Also
+    --------
+    ConvexBNRegressor : The same for regression.
+    sklearn.neural_network.MLPClassifier : Networks trained by gradient descent.
+
+    References
+    ----------
+    .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying
+       Batch Normalization in ReLU Networks: Equivalent Convex Optimization Models and
+       Implicit Regularization", ICLR 2022, arXiv:2103.01499.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn_convexbn import ConvexBNClassifier
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = ConvexBNClassifier(alpha=0.03, random_state=0).fit(X, y)
+    >>> model.dual_gap_ <= 0.01
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBN._parameter_constraints,
+        "loss": loss_constraint("labels"),
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        alpha: float = 3e-3,
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            alpha,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            activation=activation,
+            patches=patches,
+            solver=solver,
+            n_gates=n_gates,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+        self.class_weight = class_weight
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative. A weight of 2 equals the row twice, 0 equals no row.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data, fewer than two classes, or a solver that does not
+            handle the problem. The estimator then stays as it was.
+        """
+        shards = current_shards()
+        with shards.raised_together():
+            check_parameters(self, self._parameter_constraints)
+            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
+        with unchanged_on_failure(self), plain_torch():
+            validated = self._validated_together(X, y, sample_weight, shards)
+            with shards.in_step():
+                data = self._training_data(*validated, shards)
+                self.classes_ = data.classes
+                self._train(data, self._fit_settings(shards), hooks)
+        return self
+
+    def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return the data as arrays and note their shape."""
+        X = self._flattened(X, reset=True)
+        return validated_data(X, y, sample_weight, labels=True, estimator=self, reset=True)
+
+    def _encode(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
+        return classification_data(
+            X,
+            y,
+            sample_weight,
+            loss=resolved_loss(self.loss, "labels"),
+            class_weight=self.class_weight,
+            shards=shards,
+        )
+
+    def _kind_of_target(self, y: np.ndarray) -> str:
+        return f"dtype {y.dtype.kind!r}"
+
+    def decision_function(self, X: Any) -> Array:
+        """Return the network's output.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
+            For two classes one score, positive for ``classes_[1]``. Scores that differ by
+            rounding errors only are equal.
+        """
+        F = _with_ties(self._raw_predict(X))
+        return F[:, 0] if F.shape[1] == 1 else F
+
+    def predict(self, X: Any) -> Array:
+        """Predict class labels, the first one of those of equal scores.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+        """
+        scores = self.decision_function(X)
+        codes = 1 * (scores > 0) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels = self.classes_[as_numpy(codes)]
+        return like(labels, scores) if labels.dtype.kind in "biuf" else labels
+
+    @available_if(_has_probabilities)
+    def predict_proba(self, X: Any) -> Array:
+        """Return class probabilities, for ``loss="log_loss"``.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Columns in the order of ``classes_``.
+        """
+        return softmax(_per_class(_with_ties(self._raw_predict(X))))
+
+    @available_if(_has_probabilities)
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return logarithms of class probabilities, for ``loss="log_loss"``.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        F = _per_class(_with_ties(self._raw_predict(X)))
+        xp = array_namespace(F)
+        F = F - xp.amax(F, axis=1, keepdims=True)
+        return F - xp.log(xp.exp(F).sum(axis=1))[:, None]

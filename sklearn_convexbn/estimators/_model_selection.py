@@ -1,0 +1,409 @@
+"""Cross-validated estimators: parameters and what they score by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.metrics import accuracy_score, check_scoring, get_scorer_names, mean_squared_error
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn.data._patches import Patches
+from sklearn_convexbn.estimators._cross_validation import BaseConvexBNCV
+from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn.losses._base import Loss
+from sklearn_convexbn.support._compat import StrOptions, weighted_scorer, with_callbacks
+
+
+class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
+    """Regression with alpha and n_components chosen by cross-validation.
+
+    In each fold, and for each of `n_components`, networks are trained along descending alphas,
+    each from the one before. A network with the best alpha and `n_components` is then trained on
+    all rows. Equal to :class:`~sklearn.model_selection.GridSearchCV` over the same grid, but for
+    where within `tol` each fit ends. Mean scores weigh the folds by their test rows' weights.
+
+    Parameters
+    ----------
+    alphas : int or array-like of shape (n_alphas,), default=30
+        Number of alphas, geometrically spaced from the largest useful one
+        (:func:`alpha_max`, over all of `n_components`) down, or the alphas themselves: positive,
+        strictly descending. All folds and all of `n_components` share them.
+
+    eps : float, default=1e-3
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
+    n_components : int, float, None or list of these, default=None
+        Settings to choose from: numbers of leading singular directions of X, shares of its
+        variance in (0, 1), or None for all.
+
+    shrinkage : float or "auto", default=0.0
+        As in :class:`ConvexBNRegressor`, like the parameters below that say no more.
+
+    activation : {"relu", "gated_relu"}, default="relu"
+        Activation of the hidden units.
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches, as :class:`Patches` says.
+
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
+        Solver of every fit.
+
+    n_gates : int or "all", default=256
+        Number of arrangements where the program needs a list.
+
+    fit_intercept : bool, default=True
+        Whether to fit the output intercept.
+
+    tol : float, default=1e-2
+        Relative duality gap at which every fit stops. In the folds it is estimated from a smaller
+        search than in the final fit, whose certificate is as that of :class:`ConvexBNRegressor`.
+
+    max_iter : int, default=200
+        Largest number of rounds of each fit.
+
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
+        five.
+
+    n_jobs : int or None, default=None
+        Paths (one for each fold and setting of `n_components`) trained at a time, by joblib.
+
+    selection : {"best", "one_standard_error"}, default="best"
+        "one_standard_error" takes, at the best `n_components`, the largest alpha whose mean score
+        is within one standard error (over the folds) of the best.
+
+    device : str or None, default=None
+        Where solvers that use torch compute.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds gates and searches, the same for every fit. Folds are seeded by `cv`.
+
+    verbose : int, default=0
+        Print one line a round of every fit when positive.
+
+    loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
+        As in :class:`ConvexBNRegressor`. Scores are mean squared errors of predictions whatever
+        the loss.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The alpha chosen.
+    alphas_ : ndarray of shape (n_alphas,)
+        The alphas tried, descending.
+    n_components_grid_ : list
+        The settings of `n_components` tried.
+    n_components_ : int
+        Number of directions the final network keeps.
+    best_index_ : tuple of two int
+        Positions in `n_components_grid_` and `alphas_` of what was chosen. Of equal scores the
+        first counts: the largest alpha.
+    mse_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Mean squared errors on the test rows (weighted), in squared units of y.
+    n_neurons_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Numbers of hidden units.
+    objective_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Objectives on the training rows, in squared units of y.
+    coefs_, intercepts_, batch_norm_, certificate_, and the others of ConvexBNRegressor
+        Of the final network.
+
+    See Also
+    --------
+    ConvexBNRegressor : The same for one alpha and `n_components`.
+    convexbn_path : The path alone.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn_convexbn import ConvexBNRegressorCV
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = ConvexBNRegressorCV(5, eps=0.1, n_components=[4, None], cv=3, random_state=0)
+    >>> model.fit(X, y).mse_path_.shape
+    (2, 5, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBNCV._parameter_constraints,
+        "loss": ConvexBNRegressor._parameter_constraints["loss"],
+    }
+    _plain = ConvexBNRegressor
+    _scores_name = "mse_path_"
+    _sign = -1.0
+
+    def __init__(
+        self,
+        alphas: int | Any = 30,
+        *,
+        eps: float = 1e-3,
+        n_components: int | float | list[Any] | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        cv: Any = None,
+        n_jobs: int | None = None,
+        selection: str = "best",
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        self.alphas = alphas
+        self.eps = eps
+        self.loss = loss
+        self.n_components = n_components  # type: ignore[assignment]
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.patches = patches
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.selection = selection
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
+        """Choose alpha and n_components and train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative; weigh rows in the fits and in the scores.
+        **params : dict
+            Passed to the splitter where metadata routing is enabled, such as `groups`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data, an empty grid, alphas that are not positive and
+            descending, or folds that cannot be trained on. The
+            estimator then stays as it was.
+        """
+        return self._fit(X, y, sample_weight, params)
+
+    def _scorer(self, model: Any) -> Callable[..., float]:
+        return weighted_scorer(mean_squared_error)
+
+
+class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
+    """Classification with alpha and n_components chosen by cross-validation.
+
+    In each fold, and for each of `n_components`, networks are trained along descending alphas,
+    each from the one before. A network with the best alpha and `n_components` is then trained on
+    all rows. Equal to :class:`~sklearn.model_selection.GridSearchCV` over the same grid, but for
+    where within `tol` each fit ends. Mean scores weigh the folds by their test rows' weights.
+
+    Parameters
+    ----------
+    alphas : int or array-like of shape (n_alphas,), default=30
+        Number of alphas, geometrically spaced from the largest useful one
+        (:func:`alpha_max`, over all of `n_components`) down, or the alphas themselves: positive,
+        strictly descending. All folds and all of `n_components` share them.
+
+    eps : float, default=1e-3
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
+    n_components : int, float, None or list of these, default=None
+        Settings to choose from: numbers of leading singular directions of X, shares of its
+        variance in (0, 1), or None for all.
+
+    shrinkage : float or "auto", default=0.0
+        As in :class:`ConvexBNClassifier`, like the parameters below that say no more.
+
+    activation : {"relu", "gated_relu"}, default="relu"
+        Activation of the hidden units.
+
+    patches : Patches or None, default=None
+        Cut rows, which are images then, into patches, as :class:`Patches` says.
+
+    solver : {"auto", "closed_form", "pursuit", "group_newton", "interior_point", "fista", \
+            "cvxpy"} or Solver, default="auto"
+        Solver of every fit.
+
+    n_gates : int or "all", default=256
+        Number of arrangements where the program needs a list.
+
+    fit_intercept : bool, default=True
+        Whether to fit the output intercept.
+
+    tol : float, default=1e-2
+        Relative duality gap at which every fit stops. In the folds it is estimated from a smaller
+        search than in the final fit, whose certificate is as that of :class:`ConvexBNClassifier`.
+
+    max_iter : int, default=200
+        Largest number of rounds of each fit.
+
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
+        five.
+
+    scoring : str, callable or None, default=None
+        Score to maximise, as in scikit-learn; None is the accuracy.
+
+    n_jobs : int or None, default=None
+        Paths (one for each fold and setting of `n_components`) trained at a time, by joblib.
+
+    selection : {"best", "one_standard_error"}, default="best"
+        "one_standard_error" takes, at the best `n_components`, the largest alpha whose mean score
+        is within one standard error (over the folds) of the best.
+
+    device : str or None, default=None
+        Where solvers that use torch compute.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds gates and searches, the same for every fit. Folds are seeded by `cv`.
+
+    verbose : int, default=0
+        Print one line a round of every fit when positive.
+
+    loss : {"log_loss", "squared_error"} or Loss, default="log_loss"
+        Loss of every fit.
+
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes in every fit.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The alpha chosen.
+    alphas_ : ndarray of shape (n_alphas,)
+        The alphas tried, descending.
+    n_components_grid_ : list
+        The settings of `n_components` tried.
+    n_components_ : int
+        Number of directions the final network keeps.
+    best_index_ : tuple of two int
+        Positions in `n_components_grid_` and `alphas_` of what was chosen. Of equal scores the
+        first counts: the largest alpha.
+    scores_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Scores on the test rows.
+    n_neurons_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Numbers of hidden units.
+    objective_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Objectives on the training rows.
+    coefs_, intercepts_, batch_norm_, certificate_, and the others of ConvexBNClassifier
+        Of the final network.
+
+    See Also
+    --------
+    ConvexBNClassifier : The same for one alpha and `n_components`.
+    convexbn_path : The path alone.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn_convexbn import ConvexBNClassifierCV
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = ConvexBNClassifierCV(5, eps=0.1, n_components=[10, 0.99], cv=3, random_state=0)
+    >>> model.fit(X, y).scores_.shape
+    (2, 5, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBNCV._parameter_constraints,
+        "loss": ConvexBNClassifier._parameter_constraints["loss"],
+        "class_weight": ConvexBNClassifier._parameter_constraints["class_weight"],
+        "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+    }
+    _plain = ConvexBNClassifier
+    _scores_name = "scores_"
+    _sign = 1.0
+
+    def __init__(
+        self,
+        alphas: int | Any = 30,
+        *,
+        eps: float = 1e-3,
+        n_components: int | float | list[Any] | None = None,
+        shrinkage: float | str = 0.0,
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 1e-2,
+        max_iter: int = 200,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        n_jobs: int | None = None,
+        selection: str = "best",
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        self.alphas = alphas
+        self.eps = eps
+        self.n_components = n_components  # type: ignore[assignment]
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.patches = patches
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.cv = cv
+        self.scoring = scoring
+        self.n_jobs = n_jobs
+        self.selection = selection
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.loss = loss
+        self.class_weight = class_weight
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
+        """Choose alpha and n_components and train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            With `patches` images, (n_samples, height, width[, channels]) or flattened.
+        y : array-like of shape (n_samples,)
+            Labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative; weigh rows in the fits and, where the scorer takes weights, in the scores.
+        **params : dict
+            Passed to the splitter and the scorer where metadata routing is enabled, such as
+            `groups`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data, an empty grid, alphas that are not positive and
+            descending, or folds that cannot be trained on, such as ones without a class. The
+            estimator then stays as it was.
+        """
+        return self._fit(X, y, sample_weight, params)
+
+    def _scorer(self, model: Any) -> Callable[..., float]:
+        if self.scoring is None:
+            return weighted_scorer(accuracy_score)
+        return check_scoring(model, self.scoring)

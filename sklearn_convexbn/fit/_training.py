@@ -1,0 +1,396 @@
+"""From canonical data and settings to a solved problem: the path every fit takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn.data._canonical import TargetScaling
+from sklearn_convexbn.data._encoding import TrainingData
+from sklearn_convexbn.data._patches import Patches, PatchGrid
+from sklearn_convexbn.data._pooling import IDENTITY
+from sklearn_convexbn.data._rows import RowBlocks, Rows
+from sklearn_convexbn.data._whitening import Whitening, whitening_of
+from sklearn_convexbn.fit._memory import are_stored, check_arrangements_fit, check_rows_fit
+from sklearn_convexbn.fit._network import Network, neurons_of_network, recover_network
+from sklearn_convexbn.program._arrangements import (
+    distinct_gates,
+    enumerate_gates,
+    random_directions,
+)
+from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.support._arrays import Array, is_tensor, like
+from sklearn_convexbn.support._compat import Interval, RealNotInt, StrOptions
+from sklearn_convexbn.support._device import out_of_memory_explained, resolve_device
+
+#: What the parameters that state a problem may be, as scikit-learn's constraints.
+PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
+    "alpha": [Interval(Real, 0, None, closed="neither")],
+    "n_components": [
+        Interval(Integral, 1, None, closed="left"),
+        Interval(RealNotInt, 0, 1, closed="neither"),
+        None,
+    ],
+    "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+    "fit_intercept": ["boolean"],
+    "device": [str, None],
+    "random_state": ["random_state"],
+}
+
+#: The same for all parameters of a fit.
+FIT_CONSTRAINTS: dict[str, list[Any]] = {
+    **PROBLEM_CONSTRAINTS,
+    "activation": [StrOptions({"relu", "gated_relu"})],
+    "patches": [Patches, None],
+    "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
+    "n_gates": [Interval(Integral, 1, None, closed="left"), StrOptions({"all"})],
+    "tol": [Interval(Real, 0, None, closed="neither")],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "verbose": ["verbose"],
+}
+
+
+#: Whitened rows of this many numbers or more are stored in float32 if the tolerance is at least
+#: this: rounding moves the objective by much less.
+COMPACT_NUMBERS, COMPACT_TOLERANCE = 2**20, 1e-3
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The estimator parameters that shape the problem and the run, already validated.
+
+    `provisional` is as in :class:`~sklearn_convexbn.solvers.RunSettings`.
+    """
+
+    alpha: float
+    n_components: int | float | None
+    shrinkage: float | str
+    activation: str
+    solver: str | solvers.Solver
+    n_gates: int | str
+    fit_intercept: bool
+    tol: float
+    max_iter: int
+    device: str
+    random_state: np.random.RandomState
+    verbose: int
+    provisional: bool = False
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> TrainingSettings:
+        """Pick the settings among parameters as a user gives them; the rest is left aside."""
+        resolved = {
+            **{field.name: values[field.name] for field in fields(cls) if field.name in values},
+            "device": resolve_device(values["device"]),
+            "random_state": check_random_state(values["random_state"]),
+        }
+        return cls(**resolved)
+
+    def fresh(self) -> TrainingSettings:
+        """Return the settings with a copy of their random state, to draw from."""
+        return replace(self, random_state=deepcopy(self.random_state))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a fit produced."""
+
+    network: Network
+    result: solvers.Result
+    whitening: Whitening
+    solver: solvers.Solver
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A problem stated on its data, and the solver it is for.
+
+    Attributes
+    ----------
+    problem : Problem
+        With its list of arrangements, if the program has one.
+    whitening : Whitening
+    target : TargetScaling or None
+    solver : Solver
+    patches : PatchGrid or None
+        Of a convolutional network.
+    """
+
+    problem: Problem
+    whitening: Whitening
+    target: TargetScaling | None
+    solver: solvers.Solver
+    patches: PatchGrid | None = None
+
+    def start(self, network: Network) -> Neurons | None:
+        """Return the neurons of a network in the units of X and y, to start from.
+
+        None for a network of other numbers of features, outputs or components.
+        """
+        if (
+            network.coefs[0].shape[0] != len(self.whitening.mean)
+            or network.patches != self.patches
+            or network.coefs[1].shape[1] != self.problem.n_outputs
+            or network.n_components not in (None, self.whitening.n_components)
+        ):
+            return None
+        return neurons_of_network(
+            network, self.whitening, gates=self.problem.gates, target=self.target
+        )
+
+    def trained(self, result: solvers.Result) -> Trained:
+        """Return a result of the solver with its network, in the units of X and y.
+
+        Raises
+        ------
+        ValueError
+            If the network is not finite in these units.
+        """
+        gates = self.problem.gates if self.problem.activation == "gated_relu" else None
+        network = recover_network(
+            result.neurons, self.whitening, gates=gates, target=self.target, patches=self.patches
+        )
+        _check_finite(network)
+        return Trained(network, result, self.whitening, self.solver)
+
+
+def _check_finite(network: Network) -> None:
+    parts = {"hidden": (network.coefs[0], network.intercepts[0])}
+    parts["output"] = (network.coefs[1], network.intercepts[1])
+    for name, arrays in parts.items():
+        if not all(np.isfinite(a).all() for a in arrays):
+            raise ValueError(
+                f"The network's {name} weights are not finite in the units of X and y: their "
+                "numbers are so small or so large that the network's would leave the range of "
+                "float64. Scale them."
+            )
+
+
+def state_problem(
+    data: TrainingData,
+    *,
+    alpha: float,
+    fit_intercept: bool,
+    n_components: int | float | None,
+    shrinkage: float | str,
+    activation: str = "relu",
+    in_blocks: bool = False,
+    device: str | None = None,
+    compact: bool = False,
+) -> tuple[Problem, Whitening]:
+    """Whiten the rows and state the problem, without a list of arrangements.
+
+    The problem is in NumPy arrays; `in_blocks` on a torch `device`, or with None where the data
+    are, and whitened rows that there is not the memory for are computed when they are read.
+    `compact` keeps whitened rows in float32 where they are many and outnumber their columns.
+    """
+    rows = data.rows.to(device) if in_blocks else data.rows.on_cpu()
+    weights, pooling = data.weights, IDENTITY
+    if data.patches is not None:
+        weights, pooling = data.patches.weights(weights), data.patches.pooling
+    cut = _cut(rows, data.patches)
+    whitening = whitening_of(
+        cut,
+        weights,
+        n_components=n_components,
+        shrinkage=shrinkage,
+        shards=data.shards,
+    )
+    k = whitening.n_components + 1
+    n = data.shards.total(float(len(cut)))  # what all processes decide alike by
+    compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
+    if in_blocks and data.shards.size == 1 and not are_stored(len(cut), k, rows, compact=compact):
+        rows = rows if is_tensor(rows.example) else rows.to("cpu")
+        Z = _computed(_cut(rows, data.patches), whitening, compact=compact)
+    else:
+        check_rows_fit(len(cut), k, compact=compact)
+        Z = whitening.transform(cut, compact=compact)
+    problem = Problem(
+        Z=Z,
+        Y=like(data.Y, rows.example),
+        p=like(data.weights / data.shards.total(data.weights.sum()), rows.example),
+        loss=data.loss,
+        alpha=alpha,
+        fit_intercept=fit_intercept,
+        activation=activation,
+        gates=None,
+        all_arrangements=False,
+        spectrum=whitening.spectrum,
+        shards=data.shards,
+        pooling=pooling,
+    )
+    return problem, whitening
+
+
+def _cut(rows: Rows, patches: PatchGrid | None) -> RowBlocks:
+    """Return rows, or the patches of rows that are images."""
+    return rows if patches is None else patches.rows(rows)
+
+
+def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Array:
+    """Return whitened rows that are computed when they are read."""
+    import torch
+
+    from sklearn_convexbn.data._whitened_rows import WhitenedRows
+
+    return WhitenedRows(rows, whitening, torch.float32 if compact else torch.float64)
+
+
+def train_path(
+    data: TrainingData, settings: TrainingSettings, alphas: Sequence[float] | np.ndarray
+) -> Iterator[Trained]:
+    """Yield the solution for each alpha; each starts from the one before.
+
+    The rows are whitened, and arrangements drawn, once; ``settings.alpha`` is not used.
+
+    Parameters
+    ----------
+    data : TrainingData
+    settings : TrainingSettings
+    alphas : sequence of float
+        Descending.
+    """
+    prepared, start = prepare(data, replace(settings, alpha=float(alphas[0]))), None
+    for alpha in alphas:
+        if alpha != prepared.problem.alpha:
+            problem = replace(prepared.problem, alpha=float(alpha))
+            solver = solvers.first_capable(_solvers(data, settings), problem)
+            prepared = replace(prepared, problem=problem, solver=solver)
+        trained = solve(prepared, settings, start=start)
+        start = trained.result.neurons
+        yield trained
+
+
+@out_of_memory_explained()
+def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
+    """Choose the solver, whiten as it takes rows, and state the problem.
+
+    Raises
+    ------
+    ValueError
+        If the solver does not handle the problem, or it does not fit into memory.
+    MemoryError
+        If it does not fit into the memory of a torch device.
+    """
+    choice = _solvers(data, settings)
+    n, d = _cut(data.rows, data.patches).shape
+    many = data.shards.size > 1 or n > 2 * d
+    in_blocks = many and all(
+        solver.reads_blocks and not _has_list(solver, settings.activation) for solver in choice
+    )
+    problem, whitening = state_problem(
+        data,
+        in_blocks=in_blocks,
+        device=None if settings.device == "cpu" else settings.device,
+        compact=in_blocks and settings.tol >= COMPACT_TOLERANCE,
+        alpha=settings.alpha,
+        fit_intercept=settings.fit_intercept,
+        n_components=settings.n_components,
+        shrinkage=settings.shrinkage,
+        activation=settings.activation,
+    )
+    solver = solvers.first_capable(choice, problem)
+    problem = with_arrangements(problem, whitening, solver, settings)
+    return Prepared(problem, whitening, data.target, solver, data.patches)
+
+
+@out_of_memory_explained()
+def solve(
+    prepared: Prepared,
+    settings: TrainingSettings,
+    *,
+    start: Neurons | None = None,
+    monitor: solvers.Monitor | None = None,
+) -> Trained:
+    """Solve a prepared problem and recover the network.
+
+    Raises
+    ------
+    MemoryError
+        If it does not fit into the memory of a torch device.
+    """
+    whitening = prepared.whitening
+    run_settings = solvers.RunSettings(
+        tol=settings.tol,
+        device=settings.device,
+        random_directions=partial(random_directions, whitening, random_state=settings.random_state),
+        random_state=settings.random_state,
+        start=start,
+        provisional=settings.provisional,
+    )
+    result = solvers.run(
+        prepared.solver,
+        prepared.problem,
+        run_settings,
+        max_iter=settings.max_iter,
+        verbose=settings.verbose,
+        monitor=monitor,
+    )
+    return prepared.trained(result)
+
+
+def _solvers(data: TrainingData, settings: TrainingSettings) -> list[solvers.Solver]:
+    """Return the solvers to choose from once the rows are whitened."""
+    n, d = _cut(data.rows, data.patches).shape
+    outline = solvers.Outline(
+        activation=settings.activation,
+        n_rows=n,
+        n_columns=d,
+        n_outputs=data.Y.shape[1],
+        pooled=data.patches is not None and not data.patches.pooling.is_identity,
+        spread=data.shards.size > 1,
+    )
+    return solvers.candidates(settings.solver, outline)
+
+
+def check_for_shards(values: dict[str, Any]) -> None:
+    """Refuse parameters that a fit to rows on several processes cannot have.
+
+    Raises
+    ------
+    ValueError
+    """
+    if values["patches"] is not None:
+        raise ValueError("Inside row_shards patches must be None: rows are no images there.")
+    solver, activation, seed = (values[n] for n in ("solver", "activation", "random_state"))
+    if activation != "relu" or not solvers.named_solvers(solver, activation)[-1].reads_blocks:
+        raise ValueError(
+            "Inside row_shards the solver is the pursuit, for activation='relu'. Got "
+            f"solver={solver!r} and activation={activation!r}."
+        )
+    if not (seed is None or isinstance(seed, Integral)):
+        raise ValueError(
+            "Inside row_shards random_state must be an int or None, which all processes draw the "
+            f"same numbers from. Got {seed!r}."
+        )
+
+
+def _has_list(solver: solvers.Solver, activation: str) -> bool:
+    """Return whether the program that a solver is for has a list of arrangements."""
+    return activation != "relu" or solver.needs_arrangements
+
+
+def with_arrangements(
+    problem: Problem, whitening: Whitening, solver: solvers.Solver, settings: TrainingSettings
+) -> Problem:
+    """Give the problem its list of arrangements where the program or the solver needs one."""
+    if not _has_list(solver, problem.activation):
+        return problem
+    every = settings.n_gates == "all"
+    if every:
+        gates = enumerate_gates(problem.Z)
+    else:
+        check_arrangements_fit(problem, int(settings.n_gates))
+        gates = problem.Z[:0].T
+        while gates.shape[1] == 0:  # a few draws may all be of units that are never active
+            draws = random_directions(whitening, int(settings.n_gates), settings.random_state)
+            gates = distinct_gates(problem.Z, draws)
+    return replace(problem, gates=gates, all_arrangements=every)

@@ -1,0 +1,1 @@
+"""The training problem: kinds of hidden units, arrangements, objective, dual and certificate."""

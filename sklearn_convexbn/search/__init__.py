@@ -1,0 +1,1 @@
+"""The most violated unit of the dual: searched, exactly, and which of the two."""

@@ -1,0 +1,143 @@
+"""The largest correlation ``max |Lambda^T a(q)|`` over all units, exact if affordable.
+
+The one place that decides how a bound on the optimum over all arrangements comes about: fits,
+:func:`~sklearn_convexbn.certify` and the top of a path ask here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.program._arrangements import random_directions
+from sklearn_convexbn.program._problem import Problem
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.support._arrays import Array, as_numpy
+
+#: Ascent steps of a fine search; relatives of maxima (at most) and generations of a thorough one.
+FINE_STEPS, THOROUGH_RELATIVES, THOROUGH_GENERATIONS = 20, 500, 2
+
+
+@dataclass(frozen=True)
+class Found:
+    """Values (S,) of units (k, S) of norm one, and what is known of all units.
+
+    Attributes
+    ----------
+    values : ndarray of shape (S,)
+    directions : ndarray of shape (k, S)
+    bound : float
+        A proven upper bound on all values, infinite if none is known.
+    """
+
+    values: np.ndarray
+    directions: np.ndarray
+    bound: float = np.inf
+
+    @property
+    def proven(self) -> bool:
+        """Whether there is a proven bound."""
+        return bool(np.isfinite(self.bound))
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether a proven bound is attained, so that a search can add nothing."""
+        return self.proven and self.bound <= self.values.max(initial=0.0) * (1.0 + 1e-9)
+
+    @property
+    def largest(self) -> float:
+        """What a certificate rests on: the proven bound, else the largest value."""
+        attained = float(self.values.max(initial=0.0))
+        return max(self.bound, attained) if self.proven else attained
+
+    def joined(self, other: Found) -> Found:
+        """Return this and what another search of the same dual point has found."""
+        return Found(
+            np.concatenate([self.values, other.values]),
+            np.hstack([self.directions, other.directions]),
+            min(self.bound, other.bound),
+        )
+
+
+def correlation_bound(problem: Problem, Lambda: np.ndarray) -> float:
+    """Bound ``max |Lambda^T (Z q)_+|`` over unit q when Z is square, for any Lambda (n, C).
+
+    ``(Z q)_+`` can then be any non-negative vector. The bound is attained for one output, and for
+    classes that are separated (see :mod:`~sklearn_convexbn.solvers._closed_form`).
+    """
+    M = Lambda / np.sqrt(problem.p)[:, None] * problem.pooling.longest[0]
+    return float(np.sqrt(max(np.linalg.eigvalsh(np.maximum(M @ M.T, 0.0))[-1], 0.0)))
+
+
+def rows_are_independent(problem: Problem) -> bool:
+    """Return whether Z is square with ``Z^T diag(p) Z = I``, so that activations are free."""
+    n, k = problem.Z.shape
+    square = n == k and problem.shards.size == 1
+    return square and bool(np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9))
+
+
+def proven(problem: Problem, Lambda: Array) -> Found:
+    """Return an upper bound on all correlations that takes seconds at most, if there is one.
+
+    Parameters
+    ----------
+    problem : Problem
+    Lambda : ndarray or torch.Tensor of shape (n, C)
+
+    Returns
+    -------
+    found : Found
+        The least bound of all ways to prove one that are affordable, infinite if none is, with
+        directions that attain it, or for several outputs and too many rows come near.
+    """
+    from sklearn_convexbn.search._exact import is_affordable, largest_correlation
+
+    units = problem.units
+    found = Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
+    if problem.hidden_units is None and rows_are_independent(problem):
+        L, Z = as_numpy(Lambda), as_numpy(problem.Z)
+        _, activations, _ = problem.pooling.longest
+        attained = Z.T @ np.kron(np.maximum(np.hstack([L, -L]), 0.0), activations[:, None])
+        q = attained / np.maximum(np.linalg.norm(attained, axis=0), 1e-300)
+        found = Found(problem.correlations(Lambda, q), q, correlation_bound(problem, L))
+    size = units.n_rows, units.n_parameters, problem.n_weights
+    if found.is_tight or not (isinstance(units, WhitenedUnits) and is_affordable(*size)):
+        return found
+    value, q = largest_correlation(*units.gathered(Lambda))
+    return found.joined(Found(np.array([value]), q[:, None], value))
+
+
+def searched(
+    problem: Problem,
+    whitening: Whitening,
+    Lambda: Array,
+    known: np.ndarray,
+    *,
+    n_starts: int,
+    random_state: np.random.RandomState,
+    device: str,
+) -> Found:
+    """Return what a thorough search of its own for large correlations finds.
+
+    Parameters
+    ----------
+    problem : Problem
+    whitening : Whitening
+    Lambda : ndarray or torch.Tensor of shape (n, C)
+    known : ndarray of shape (k, m)
+        Units that are starts besides the random ones.
+    n_starts : int
+    random_state : numpy.random.RandomState
+    device : str
+    """
+    from sklearn_convexbn.search._search import Effort, Search
+
+    draw = partial(random_directions, whitening, random_state=random_state)
+    search = Search(problem.units.on(device), draw, random_state)
+    n_relatives = min(THOROUGH_RELATIVES, n_starts)
+    effort = Effort(n_starts, n_relatives, FINE_STEPS, THOROUGH_GENERATIONS)
+    directions = search(Lambda, known, effort)[1]
+    return Found(problem.correlations(Lambda, directions), directions)

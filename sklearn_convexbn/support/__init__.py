@@ -1,0 +1,1 @@
+"""What everything stands on: arrays, scikit-learn's private forms, devices, processes."""
