@@ -47,6 +47,9 @@ from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, l
 #: Sweeps of block coordinate descent where Newton's method has stopped; twice as many every time.
 FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
 
+#: Rounds in a row that leave most of the gap before it takes a turn, too.
+CREEPING_ROUNDS = 10
+
 #: Objectives that differ by less than this part are equal up to rounding.
 EQUAL = 1e-14
 
@@ -109,7 +112,7 @@ def group_newton(
     program = Program(Z, M, Y, p, loss, float(alpha), fit_intercept, single=True)
     floor = 1e-12 * float(loss.value(0.0 * Y, Y, p))  # data that are fitted exactly
     state, best_dual, last_gap, slow = _initial_state(program, start), -math.inf, math.inf, 0
-    sweeps = FIRST_SWEEPS
+    sweeps, creeping = FIRST_SWEEPS, 0
     while True:
         gradient = program.gradient(state.F)
         w, norms = program.all_correlations(-gradient, state.active)
@@ -126,10 +129,14 @@ def group_newton(
         # Newton's method gains more than this near the end, unless factors are too coarse.
         if program.single and (gap <= 1e-6 or 1e-3 > gap > 0.1 * last_gap):
             state = _in_double(program, state)
+        creeping = creeping + 1 if gap > 0.9 * last_gap else 0
         program.accuracy, last_gap = min(max(1e-4 * gap, 1e-11), 1e-5), gap
         new = _newton_round(program, state, w, norms)
         slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
-        if new is None or slow > 5:
+        if new is not None and slow <= 5 and creeping >= CREEPING_ROUNDS:
+            new, creeping = _safe_round(program, new, sweeps) or new, 0
+            sweeps = min(2 * sweeps, MAX_SWEEPS)
+        elif new is None or slow > 5:
             new, slow = _safe_round(program, state, sweeps), 0
             stuck = new is None or (sweeps == MAX_SWEEPS and new.phi >= primal * (1.0 - EQUAL))
             if new is None or stuck:

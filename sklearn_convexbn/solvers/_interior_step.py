@@ -26,6 +26,10 @@ from sklearn_convexbn.solvers._cones import Scaling, cone_divide, cone_step, nes
 #: alpha; else it is halved, at most so many times.
 TRUST, ACCURACY, MAX_HALVINGS = 0.5, 1.0, 15
 
+#: Shorter steps give way to one towards the central path, at the complementarity of the point or
+#: these multiples of it.
+SHORT, CENTRED_GAPS = 1e-6, (1.0, 10.0, 100.0)
+
 
 @dataclass
 class Point:
@@ -254,20 +258,39 @@ def newton_step(program: Program, point: Point, work: Workspace, *, reach: float
     except ArithmeticError:
         point.stalled = True
         return
-    scaling = step.scaling
-    l0, l = scaling.apply(torch.full_like(point.t, program.alpha), point.z)  # noqa: E741
-    step.solve(*scaling.invert(-l0, -l), target=None, refine=0)
+    l0, l = scaled = step.scaling.apply(torch.full_like(point.t, program.alpha), point.z)  # noqa: E741
+    step.solve(*step.scaling.invert(-l0, -l), target=None, refine=0)
     length = min(1.0, step.length())
     share = min(1.0, max(step.gap_after(length) / gap, 2e-3)) ** 3
-    tau = share * gap / (point.t.numel() + point.v.numel())
-    # Second-order corrections of both products, v * mu and (t, s) o (alpha, z).
-    torch.mul(work.dv, work.dmu, out=work.target).neg_().add_(tau).div_(point.v)
-    x0, x = scaling.invert(step.dt, step.ds)
-    y0, y = scaling.apply(torch.zeros_like(step.dt), step.dz)
-    u0 = tau - (x0 * y0 + (x * y).sum(-1)) - (l0 * l0 + (l * l).sum(-1))
-    u = -(x0[..., None] * y + y0[..., None] * x) - 2 * l0[..., None] * l
-    step.solve(*scaling.invert(*cone_divide(l0, l, u0, u)), target=work.target, refine=1)
-    length = step.within_curvature(min(1.0, reach * step.length()))
-    point.stalled = not length > 1e-6  # true for NaN too
+    length = _correct(step, scaled, share * gap, second_order=True, reach=reach)
+    for more in CENTRED_GAPS:
+        if length > SHORT:
+            break
+        # Infeasible points that come with little complementarity are far from the central path.
+        length = _correct(step, scaled, more * gap, second_order=False, reach=reach)
+    point.stalled = not length > SHORT  # true for NaN too
     if not point.stalled:
         step.take(length)
+
+
+def _correct(
+    step: Step, scaled: tuple[Tensor, Tensor], gap: float, *, second_order: bool, reach: float
+) -> float:
+    """Set the direction to the central path at the complementarity `gap`; return its length.
+
+    `second_order` corrects both products, v * mu and (t, s) o (alpha, z), for the step before.
+    """
+    point, work, scaling = step.point, step.work, step.scaling
+    l0, l = scaled  # noqa: E741
+    tau = gap / (point.t.numel() + point.v.numel())
+    u0, u = tau - (l0 * l0 + (l * l).sum(-1)), -2 * l0[..., None] * l
+    if second_order:
+        torch.mul(work.dv, work.dmu, out=work.target).neg_().add_(tau).div_(point.v)
+        x0, x = scaling.invert(step.dt, step.ds)
+        y0, y = scaling.apply(torch.zeros_like(step.dt), step.dz)
+        u0 = u0 - (x0 * y0 + (x * y).sum(-1))
+        u = u - (x0[..., None] * y + y0[..., None] * x)
+    else:
+        torch.reciprocal(point.v, out=work.target).mul_(tau)
+    step.solve(*scaling.invert(*cone_divide(l0, l, u0, u)), target=work.target, refine=1)
+    return step.within_curvature(min(1.0, reach * step.length()))
