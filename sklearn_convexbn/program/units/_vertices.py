@@ -11,7 +11,7 @@ breakpoints, and one sort finds its maximum.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from scipy import special
 from torch import Tensor
 
 from sklearn_convexbn.program.units._base import Draw, unit_columns
-
-if TYPE_CHECKING:
-    from sklearn_convexbn.program.units._whitened import WhitenedUnits
 
 #: First steps, on the unit sphere, of starts that stand for a region and of starts that are
 #: thought to be close to a maximum.
@@ -37,14 +34,28 @@ VERTEX_ROWS = 16
 CIRCLE_GAP = 0.05
 
 
+class Hyperplanes(Protocol):
+    """What is asked of ReLU units: the rows, whose hyperplanes are where units change sides."""
+
+    Z: Any
+    n_rows: int
+    n_parameters: int
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Return some of all rows (*numbers.shape, k), by their numbers."""
+
+    def nearest(self, Q: Tensor, count: int) -> Tensor:
+        """Return the rows (count, S) whose hyperplanes are nearest to directions (k, S)."""
+
+
 def fresh_starts(
-    units: WhitenedUnits, count: int, draw: Draw, random_state: np.random.RandomState
+    units: Hyperplanes, count: int, draw: Draw, random_state: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return random directions and random vertices, half of each, (k, count), and first steps.
 
     Parameters
     ----------
-    units : WhitenedUnits
+    units : Hyperplanes
     count : int
     draw : callable
     random_state : numpy.random.RandomState
@@ -64,7 +75,7 @@ def fresh_starts(
     return starts, np.where(np.arange(count) < n_far, FAR, NEAR)
 
 
-def _through_rows(units: WhitenedUnits, directions: np.ndarray) -> np.ndarray:
+def _through_rows(units: Hyperplanes, directions: np.ndarray) -> np.ndarray:
     """Move every other hyperplane (k, S) in parallel until it passes through a random row.
 
     A random offset is small beside the length of a random direction, so hyperplanes that cut
@@ -87,7 +98,7 @@ def vertices(directions: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def circles_through(
-    units: WhitenedUnits,
+    units: Hyperplanes,
     known: np.ndarray,
     count: int,
     draw: Draw,
@@ -103,7 +114,7 @@ def circles_through(
 
     Parameters
     ----------
-    units : WhitenedUnits
+    units : Hyperplanes
         With all rows here.
     known : ndarray of shape (k, any)
     count : int
@@ -127,7 +138,7 @@ def circles_through(
 
 
 def circle_maxima(
-    units: WhitenedUnits, Lambda: Tensor, bases: np.ndarray, tangents: np.ndarray
+    units: Hyperplanes, Lambda: Tensor, bases: np.ndarray, tangents: np.ndarray
 ) -> Tensor:
     """Return the best vertices (k, 2 S) on both halves of circles, away from their bases.
 
@@ -135,7 +146,7 @@ def circle_maxima(
 
     Parameters
     ----------
-    units : WhitenedUnits
+    units : Hyperplanes
         On n rows, not pooled.
     Lambda : torch.Tensor of shape (n, C)
         Its precision is that of the sums.
