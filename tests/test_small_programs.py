@@ -55,7 +55,7 @@ def test_every_small_program_is_solved(kind, seeds):
 def test_newton_steps_that_creep_take_turns_with_block_descent():
     """The gap stayed at 0.009 for more than a hundred rounds."""
     problem = random_problem(194, "gated, newton")
-    result = solve(problem, FISTA(method="newton"), tol=TOL, max_iter=40)
+    result = solve(problem, SOLVERS["gated, newton"], tol=TOL, max_iter=40)
     assert 0.0 <= result.certificate.gap <= TOL
 
 
