@@ -74,7 +74,9 @@ def reference_value(problem):
     with warnings.catch_warnings():
         # Clarabel says so where its last digits are missing; the comparison will tell.
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-        return program.solve(solver="CLARABEL") / len(y)
+        # With its defaults, 1e-8 and 0.99, it stops 1e-4 above the optimum on some processors.
+        safe = {"static_regularization_constant": 1e-10, "max_step_fraction": 0.9}
+        return program.solve(solver="CLARABEL", **safe) / len(y)
 
 
 @functools.cache
