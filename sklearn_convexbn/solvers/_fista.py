@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 #: Rounds without progress after which rounding is to blame.
 PATIENCE = 4
 
-#: Rounds after which the dual of a small program is solved instead; twice as many every time.
-ROUNDS_TO_DUAL = 8
+#: Rounds after which the dual of a small program is solved, to this part of the tolerance; and
+#: again after twice as many.
+ROUNDS_TO_DUAL, DUAL_ACCURACY = 8, 0.1
 
 
 class FISTA(Solver):
@@ -88,10 +89,14 @@ class FISTA(Solver):
             stalled, rounds = watch.stalled(value, excess), rounds + 1
             if (stalled or rounds >= patience) and affordable(program, len(norms)):
                 yield Iterate(program.neurons(point))
-                point, Lambda = solve_dual(program, settings.tol)
-                yield Iterate(program.neurons(point), Lambda.cpu().numpy(), stalled=stalled)
-                rounds, patience = 0, 2 * patience
-                norms, _, excess = program.look_at_all_gates(point)
+                point, Lambda = solve_dual(program, DUAL_ACCURACY * settings.tol)
+                if patience > ROUNDS_TO_DUAL:
+                    # The dual point's own bound, where steps from there do not end, either.
+                    neurons = program.neurons(point)
+                    yield Iterate(neurons, Lambda.cpu().numpy(), stalled=stalled)
+                patience = 2 * max(rounds, patience)
+                norms, value, excess = program.look_at_all_gates(point)
+                watch = _Progress(program.eps, value, excess)
             else:
                 yield Iterate(program.neurons(point), stalled=stalled)
             # The gap is about proportional to the gradient: no need to go far below tol.
