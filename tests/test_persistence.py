@@ -320,7 +320,8 @@ def test_skops_finds_only_types_of_this_package(case):
     foreign = [name for name in untrusted if not name.startswith("sklearn_convexbn.")]
     # An object that the user passed has its own type.
     assert foreign == (["sklearn.model_selection._split.KFold"] if case == "cv" else [])
-    assert len(untrusted) <= 4  # the estimator, its certificate, `solver` or `cv`, and `solver_`
+    # The estimator, its certificate, `loss_`, `solver_` and one of `solver`, `cv` and `patches`.
+    assert len(untrusted) <= 5
 
 
 def test_skops_refuses_without_trust(tmp_path):

@@ -15,7 +15,12 @@ from sklearn_convexbn.data._pooling import Pooling, grid_pooling, pooling_window
 from sklearn_convexbn.data._rows import RowBlocks, Rows
 from sklearn_convexbn.data._validation import image_array
 from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy
-from sklearn_convexbn.support._compat import DOCUMENTATION_PAGES, Interval, check_parameters
+from sklearn_convexbn.support._compat import (
+    DOCUMENTATION_PAGES,
+    Interval,
+    check_parameters,
+    documented_name,
+)
 
 #: Added to the variance of a patch in local contrast normalization, as a share of the mean
 #: variance of the training patches.
@@ -73,6 +78,7 @@ class Patches(BaseEstimator):
 
     _doc_link_module = "sklearn_convexbn"
     _doc_link_template = DOCUMENTATION_PAGES
+    _doc_link_url_param_generator = documented_name
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "image_shape": [tuple, list, None],

@@ -36,7 +36,11 @@ from sklearn_convexbn.fit._training import (
 )
 from sklearn_convexbn.solvers import Result
 from sklearn_convexbn.support._arrays import Array
-from sklearn_convexbn.support._compat import DOCUMENTATION_PAGES, CallbackSupportMixin
+from sklearn_convexbn.support._compat import (
+    DOCUMENTATION_PAGES,
+    CallbackSupportMixin,
+    documented_name,
+)
 from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
 
@@ -46,6 +50,7 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     # Read by scikit-learn's HTML display, which shows texts of the docstring where it can link.
     _doc_link_module = "sklearn_convexbn"
     _doc_link_template = DOCUMENTATION_PAGES
+    _doc_link_url_param_generator = documented_name
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **FIT_CONSTRAINTS,

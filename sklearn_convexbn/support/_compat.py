@@ -44,6 +44,7 @@ __all__ = [
     "check_arguments",
     "check_parameters",
     "check_sample_weight",
+    "documented_name",
     "parameters_of_rows",
     "routed_parameters",
     "weighted_scorer",
@@ -53,6 +54,14 @@ __all__ = [
 #: Pages that scikit-learn's HTML display of an estimator links to, as its `_doc_link_template`.
 #: Empty means no links: the documentation has no public address yet. Its own build sets one.
 DOCUMENTATION_PAGES = ""
+
+
+def documented_name(estimator: Any) -> dict[str, str]:
+    """Return the module and name a class is documented by, as `_doc_link_url_param_generator`.
+
+    Users import from the top of the package, wherever below a class is defined.
+    """
+    return {"estimator_module": "sklearn_convexbn", "estimator_name": type(estimator).__name__}
 
 
 def check_parameters(estimator: Any, constraints: dict[str, list[Any]]) -> None:
