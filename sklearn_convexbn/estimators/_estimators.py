@@ -98,7 +98,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         Print one line a round when positive.
 
     loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
-        A name, or an instance of a loss in :mod:`sklearn_convexbn.losses`, whose parameters are
+        A name, or an instance of a loss in ``sklearn_convexbn.losses``, whose parameters are
         reached as ``loss__x``. "poisson" is for counts: predictions are the exponential of the
         network's output, and y is not rescaled. `score` is R^2 whatever the loss.
 
