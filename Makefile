@@ -8,7 +8,7 @@ TEST := -m pytest -n 2
 
 # What is run under several kernels of OpenBLAS.
 NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,arrangements certify closed_form estimators \
-	exact_search fista fuzz lasso losses multi_output_refit network patches path problem pursuit \
+	exact_search fista fuzz lasso losses multi_output_refit network patches path problem public_losses pursuit \
 	relu_lists scales sklearn_checks small_programs solvers units whitened_rows whitening))
 
 # The two ends of the support range, each in a venv of its own. On Linux each downloads about

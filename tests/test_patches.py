@@ -413,14 +413,14 @@ def test_fit_changes_between_patches_and_rows(digits):
         ({"size": 7, "pooling": 3, "stride": 1}, "3, is more than the 2 x 2 patches"),
         ({"normalize": "yes"}, "'normalize' parameter of Patches must be"),
         (
-            {"solver": "fista"},
-            "does not handle (9 patches of an image|ReLU networks with several outputs)",
+            {"solver": "interior_point"},
+            "does not handle (9 patches of an image|several outputs)",
         ),
         ({"solver": "cvxpy"}, "does not handle ReLU networks with several outputs"),
         ({"solver": "closed_form"}, r"does not handle \d+ patches of rank \d+"),
         (
-            {"solver": solvers.FISTA(method="newton"), "activation": "gated_relu"},
-            "does not handle several outputs, or patches of an image, with method='newton'. Use",
+            {"solver": "group_newton", "activation": "gated_relu"},
+            "does not handle (several outputs|9 patches of an image).* Use solver='fista'",
         ),
     ],
 )

@@ -84,7 +84,7 @@ def test_dense_fit_is_that_with_stored_rows(no_memory, as_sparse, monkeypatch):
 
 def test_large_fit_is_that_with_stored_rows(no_memory, monkeypatch):
     """More rows than those that steer the search, in float32."""
-    X, y = make_classification(21_000, 20, n_redundant=0, random_state=0)
+    X, y = make_classification(21_000, 50, n_redundant=0, random_state=0)
     settings = {"alpha": 0.1, "tol": 0.1, "random_state": 0}
     model = ConvexBNClassifier(**settings).fit(X, y)
     (Z,) = no_memory

@@ -77,6 +77,7 @@ def replace_head(
     >>> from sklearn.datasets import load_wine
     >>> from sklearn_convexbn import ConvexBNClassifier, replace_head
     >>> X, y = load_wine(return_X_y=True)
+    >>> X = (X - X.mean(axis=0)) / X.std(axis=0)
     >>> features = torch.nn.Sequential(torch.nn.Linear(13, 5), torch.nn.Tanh()).double()
     >>> network, head = replace_head(
     ...     features, X, y, estimator=ConvexBNClassifier(alpha=0.1, random_state=0)
