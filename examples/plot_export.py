@@ -156,7 +156,7 @@ axis.set_yscale("symlog", linthresh=1e-8)
 axis.set(
     xlabel="gradient steps from the fitted network",
     ylabel="change of the objective, relative",
-    title="Gradient descent from the certified network",
+    title="Gradient descent from the fitted network",
 )
 axis.legend(loc="center right", bbox_to_anchor=(1, 0.27))
 plt.show()
