@@ -1,6 +1,6 @@
 """
 Digits: a network with a bound, and what keeping k directions does
-====================================================================
+==================================================================
 
 Trains batch-normalized two-layer ReLU networks on scikit-learn's digits through their convex
 form, tunes the weight decay and the number of singular directions kept by cross-validation
