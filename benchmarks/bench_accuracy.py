@@ -7,6 +7,7 @@ standardised target, as this package's regressor makes it by itself::
     python benchmarks/bench_accuracy.py [--models mlp svm] [--sets airfoil]
     python benchmarks/bench_accuracy.py --defaults [--rows 250 1000 4000] [--splits 2]
     python benchmarks/bench_accuracy.py --defaults alpha=0.1,0.01 shrinkage=0,auto --name try
+    python benchmarks/bench_accuracy.py --defaults "alpha=0.1/sqrt(n),auto" tol=0.1,0.01 --name try
 """
 
 import _suite  # noqa: F401 - first: it sets the number of threads
@@ -337,6 +338,14 @@ def combinations(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {", ".join(f"{k}={v}" for k, v in each.items()) or OURS[0]: each for each in grid}
 
 
+def of_rows(parameters: dict[str, Any], n: int) -> dict[str, Any]:
+    """Return parameters for n training rows, an alpha such as "0.05/sqrt(n)" as a number."""
+    alpha = parameters.get("alpha")
+    if not (isinstance(alpha, str) and alpha.endswith("/sqrt(n)")):
+        return parameters
+    return {**parameters, "alpha": float(alpha.removesuffix("/sqrt(n)")) / n**0.5}
+
+
 class Defaults(Benchmark):
     """Default estimators beside default MLPs."""
 
@@ -366,7 +375,8 @@ class Defaults(Benchmark):
     def measure(self, cell: Cell) -> Cell:
         data = split(cell["set"], cell["rows"], self.options.max_test, cell["split"])
         kind = "default_mlp" if cell["model"] == "mlp" else OURS[0]
-        model = make_model(kind, data.classes, **cell["parameters"])
+        parameters = of_rows(cell["parameters"], len(data.X))
+        model = make_model(kind, data.classes, **parameters)
         fitted = timed(model.fit, data.X, data.y)
         found = {"error": data.error(model.predict(data.X_test)), "cpu": fitted.cpu}
         found |= {"constant": data.error_of_constant(), "warned": fitted.warned}

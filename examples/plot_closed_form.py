@@ -105,7 +105,7 @@ train, test = next(split)
 rank = np.linalg.matrix_rank(X[train] - X[train].mean(axis=0))
 print(f"{len(train)} training images, {rank} directions in which they vary")
 for k in (None, 10):
-    model = ConvexBNClassifier(alpha=0.03, n_components=k, random_state=0)
+    model = ConvexBNClassifier(alpha=0.03, n_components=k, tol=0.01, random_state=0)
     model.fit(X[train], labels[train])
     print(f"n_components = {k}: {type(model.solver_).__name__}, {model.n_neurons_} hidden units")
     print(f"  certificate: {model.certificate_}")

@@ -100,7 +100,9 @@ print(f"SGD: {100 * accuracy(normalize(network)):.1f} % of the test images")
 
 accuracies = {}
 for k in (5, 10, 20, 30, 40, rank):
-    model = ConvexBNClassifier(ALPHA, n_components=k, tol=0.05, random_state=0).fit(X, y)
+    model = ConvexBNClassifier(ALPHA, n_components=k, shrinkage=0, tol=0.05, random_state=0).fit(
+        X, y
+    )
     accuracies[k] = model.score(X_test, y_test)
     print(f"optimum of {k} directions: {100 * accuracies[k]:.1f} %, {model.n_neurons_} units")
     if k in (20, rank):

@@ -32,7 +32,7 @@ levels = (0.1, 0.5, 0.9)
 ours, boosted = {}, {}
 for level in levels:
     loss = Quantile(level, width=0.02)
-    model = ConvexBNRegressor(alpha=1e-3, loss=loss, random_state=0).fit(x[:, None], y)
+    model = ConvexBNRegressor(alpha=1e-3, loss=loss, tol=0.01, random_state=0).fit(x[:, None], y)
     below = np.mean(y <= model.predict(x[:, None]))
     print(f"quantile {level}: {100 * below:.0f} % of y below, {model.certificate_}")
     ours[level] = model.predict(grid)
@@ -54,8 +54,10 @@ t = np.sort(rng.uniform(0, 24, 250))
 rate = 1.0 + 9.0 * np.exp(-0.5 * ((t - 8.5) / 1.2) ** 2) + 6.0 * np.exp(-0.5 * ((t - 18) / 2) ** 2)
 counts = rng.poisson(rate)
 hours = np.linspace(0, 24, 400)[:, None]
-poisson = ConvexBNRegressor(alpha=4e-3, loss="poisson", random_state=0).fit(t[:, None], counts)
-squared = ConvexBNRegressor(alpha=4e-3, random_state=0).fit(t[:, None], counts)
+poisson = ConvexBNRegressor(alpha=4e-3, loss="poisson", tol=0.01, random_state=0).fit(
+    t[:, None], counts
+)
+squared = ConvexBNRegressor(alpha=4e-3, tol=0.01, random_state=0).fit(t[:, None], counts)
 peer = HistGradientBoostingRegressor(loss="poisson", random_state=0).fit(t[:, None], counts)
 total = poisson.predict(t[:, None]).sum()
 print(f"counts {counts.sum()}, predicted {total:.1f}; {poisson.certificate_}")

@@ -55,7 +55,7 @@ problems = {
 # given. ``alpha`` is the same throughout.
 
 components = [1, 2, 4, 8, 15]
-network = ConvexBNRegressor(alpha=0.03, tol=0.05, random_state=0)
+network = ConvexBNRegressor(alpha=0.03, shrinkage=0, tol=0.05, random_state=0)
 folds = KFold(3, shuffle=True, random_state=0)
 results = {}
 for name, (X, y, X_test, y_test) in problems.items():

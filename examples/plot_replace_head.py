@@ -91,7 +91,7 @@ for epoch in range(1, N_EPOCHS + 1):
 # returns both parts as one torch module. The objective is that of the same training problem, so
 # it can be compared with the one above; the search behind its gap is the more thorough one.
 
-estimator = ConvexBNClassifier(ALPHA, random_state=0)
+estimator = ConvexBNClassifier(ALPHA, shrinkage=0, tol=0.01, random_state=0)
 network, optimum = replace_head(features, images[train], labels[train], estimator=estimator)
 print(optimum.certificate_)
 

@@ -426,7 +426,7 @@ def test_spectrum_draws_what_was_kept_and_cut(models, name):
 @pytest.mark.parametrize("size", [1.0, 1e150])
 def test_damping_is_that_of_the_whitened_rows(diabetes, shrinkage, size):
     X = diabetes[0] * size
-    Z, whitening = whiten(X, np.ones(len(X)), n_components=6, shrinkage=shrinkage)
+    Z, whitening = whiten(X, np.ones(len(X)), n_components=6, shrinkage=shrinkage, by_column=False)
     display = SpectrumDisplay(
         singular_values=whitening.singular_values,
         n_components=whitening.n_components,
@@ -434,11 +434,13 @@ def test_damping_is_that_of_the_whitened_rows(diabetes, shrinkage, size):
     )
     np.testing.assert_allclose(display.damping, Z[:, :-1].std(axis=0), rtol=1e-9)
     np.testing.assert_allclose(display.damping**2, whitening.spectrum[:-1], rtol=1e-9)
+    np.testing.assert_allclose(whitening.damping, display.damping, rtol=1e-9)
 
 
 def test_damping_is_drawn_on_its_own_axis(models):
     m = models["shrunk"]
     display = SpectrumDisplay.from_estimator(m, damping_kw={"c": "k"})
+    np.testing.assert_array_equal(display.damping, m.damping_)
     assert display.damping_line_.axes is display.damping_ax_ is not display.ax_
     np.testing.assert_allclose(display.damping_line_.get_ydata(), display.damping)
     np.testing.assert_allclose(display.damping_line_.get_xdata(), np.arange(1, 5))

@@ -94,16 +94,61 @@ def test_prediction_is_the_formula_of_the_docstring(diabetes):
 @pytest.mark.parametrize("activation", ["relu", "gated_relu"])
 def test_objective_is_mean_loss_plus_weight_decay_of_the_network(diabetes, activation):
     X, y = diabetes
-    m = regressor(activation=activation).fit(X, y)
+    m = regressor(activation=activation, shrinkage=0.0).fit(X, y)
     scale, shift = m.batch_norm_["scale"], m.batch_norm_["shift"]
     decay = (scale**2).sum() + (shift**2).sum() + (m.coefs_[1] ** 2).sum()
     loss = 0.5 * np.mean((m.predict(X) - y) ** 2)
     assert m.objective_ == pytest.approx(loss + 0.5 * m.weight_decay_ * decay, rel=1e-9)
 
 
+@pytest.mark.parametrize("n_components", [None, 4])
+def test_shrinkage_is_part_of_what_batch_normalization_divides_by(diabetes, n_components):
+    X, y = diabetes
+    m = regressor(shrinkage=0.2, n_components=n_components).fit(X, y)
+    W = m.coefs_[0]
+    scales = 0.8 * (X @ W).var(axis=0) + 0.2 * (X.var(axis=0) @ W**2)
+    decay = scales.sum() + (m.batch_norm_["shift"] ** 2).sum() + (m.coefs_[1] ** 2).sum()
+    loss = 0.5 * np.mean((m.predict(X) - y) ** 2)
+    assert m.objective_ == pytest.approx(loss + 0.5 * m.weight_decay_ * decay, rel=1e-9)
+
+
+def test_automatic_alpha_falls_with_the_total_weight(diabetes):
+    X, y = diabetes
+    assert regressor(alpha="auto").fit(X, y).alpha_ == pytest.approx(0.05 / np.sqrt(len(X)))
+    weights = np.full(100, 2.5)
+    weighted = regressor(alpha="auto").fit(X[:100], y[:100], sample_weight=weights)
+    assert weighted.alpha_ == pytest.approx(0.05 / np.sqrt(250))
+    light = regressor(alpha="auto").fit(X[:30], y[:30], sample_weight=np.full(30, 1e-3))
+    assert light.alpha_ == 0.05
+    repeated = classifier(alpha="auto").fit(
+        np.repeat(X[:50], 2, axis=0), np.repeat(y[:50] > 100, 2)
+    )
+    assert repeated.alpha_ == pytest.approx(0.005)
+    given = regressor(alpha=0.25).fit(X, y)
+    assert given.alpha_ == 0.25
+    assert given.weight_decay_ == pytest.approx(0.25 * y.std())
+
+
+def test_default_shrinkage_leaves_closed_forms_alone(diabetes):
+    X, y = diabetes
+    wide = ConvexBNRegressor(random_state=0).fit(X[:11], y[:11])
+    assert wide.shrinkage_ == 0.0
+    assert type(wide.solver_).name == "closed_form"
+    assert regressor().fit(X[:12], y[:12]).shrinkage_ == 0.01
+
+
+def test_units_of_columns_do_not_change_a_default_fit(diabetes):
+    """Powers of two, so that rounding is the same: predictions are equal, not only optima."""
+    X, y = diabetes
+    units = 2.0 ** np.array([-40, 30, 0, 5, -7, 20, -20, 12, 1, 33])
+    expected = regressor().fit(X, y).predict(X)
+    scaled = regressor().fit(X * units, y).predict(X * units)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+
+
 def test_classifier_objective_and_probabilities(iris):
     X, y = iris
-    m = classifier().fit(X, y)
+    m = classifier(shrinkage=0.0).fit(X, y)
     proba = m.predict_proba(X)
     np.testing.assert_allclose(proba.sum(axis=1), 1)
     np.testing.assert_allclose(np.log(proba), m.predict_log_proba(X))
@@ -200,7 +245,7 @@ def test_shift_of_the_target_shifts_predictions(diabetes):
 def test_invertible_linear_map_of_the_features_leaves_the_optimum_alone(diabetes):
     X, y = diabetes
     A = np.random.default_rng(0).standard_normal((10, 10))
-    a, b = regressor(tol=1e-4).fit(X, y), regressor(tol=1e-4).fit(X @ A + 5, y)
+    a, b = (regressor(tol=1e-4, shrinkage=0.0).fit(rows, y) for rows in (X, X @ A + 5))
     assert a.objective_ == pytest.approx(b.objective_, rel=2e-4)
     np.testing.assert_allclose(a.predict(X), b.predict(X @ A + 5), atol=0.05 * y.std())
 

@@ -123,10 +123,10 @@ def test_path_gives_what_single_fits_give(diabetes, settings):
 
 def test_path_of_a_classifier_and_given_alphas():
     X, y = load_breast_cancer(return_X_y=True)
-    alphas, networks, gaps = convexbn_path(X, y, alphas=[0.1, 0.03], random_state=0)
+    alphas, networks, gaps = convexbn_path(X, y, alphas=[0.1, 0.03], tol=0.01, random_state=0)
     assert alphas.tolist() == [0.1, 0.03]
     assert (gaps <= 0.01).all()
-    model = ConvexBNClassifier(0.03, random_state=0).fit(X, y)
+    model = ConvexBNClassifier(0.03, tol=0.01, random_state=0).fit(X, y)
     labels = (networks[1].forward(X)[:, 0] > 0).astype(int)
     assert np.mean(labels == model.predict(X)) > 0.99
 

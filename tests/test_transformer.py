@@ -64,7 +64,7 @@ def test_blocks_and_sparse_rows_change_nothing(wine, estimator, monkeypatch):
 
 def test_layers_stack_in_a_pipeline_and_are_tuned_by_name(wine):
     X, y = wine
-    network = ConvexBNClassifier(alpha=0.3, random_state=0)
+    network = ConvexBNClassifier(alpha=0.3, tol=0.01, random_state=0)
     deep = make_pipeline(StandardScaler(), ConvexBNTransformer(network), clone(network))
     assert deep.fit(X, y).score(X, y) > 0.9
     assert deep[-1].n_features_in_ == deep[1].estimator_.n_neurons_

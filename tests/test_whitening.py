@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from sklearn_convexbn.data import _centring, _rows
 from sklearn_convexbn.data._whitening import _number_kept, whiten, whitening_of
@@ -99,9 +100,17 @@ def test_weights_are_repeats(shrinkage):
 @pytest.mark.parametrize("n", [8, 30, 300])
 def test_automatic_shrinkage_is_ledoit_wolf(n, seed):
     X = _data(n, 6, seed)
-    assert whiten(X, np.ones(n), shrinkage="auto")[1].shrinkage == pytest.approx(
-        ledoit_wolf_shrinkage(X), rel=1e-9
-    )
+    of_mean = whiten(X, np.ones(n), shrinkage="auto", by_column=False)[1]
+    assert of_mean.shrinkage == pytest.approx(ledoit_wolf_shrinkage(X), rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [6, 50])
+@pytest.mark.parametrize("n", [8, 30, 300])
+def test_automatic_shrinkage_of_columns_is_ledoit_wolf_of_standardised_ones(n, d):
+    X = np.hstack([_data(n, d) * 10.0 ** np.arange(-d // 2, d - d // 2), np.ones((n, 1))])
+    whitening = whiten(X, np.ones(n), shrinkage="auto")[1]
+    expected = ledoit_wolf_shrinkage(StandardScaler().fit_transform(X[:, :d]))
+    assert whitening.shrinkage == pytest.approx(expected, rel=1e-7)
 
 
 def test_automatic_shrinkage_has_no_unit():
@@ -197,18 +206,90 @@ def test_spectrum_is_the_second_moment_of_the_rows(shrinkage, n_components):
     np.testing.assert_allclose(Z.T @ (Z * p[:, None]), np.diag(whitening.spectrum), atol=1e-10)
 
 
+@pytest.mark.parametrize("by_column", [True, False])
 @pytest.mark.parametrize("shrinkage", [0.3, 1.0])
-def test_shrinkage_whitens_with_the_shrunk_covariance(shrinkage):
+def test_shrinkage_whitens_with_the_shrunk_covariance(shrinkage, by_column):
     X, weights = _data(), _weights(40)
     covariance = np.cov(X.T, aweights=weights, bias=True)
     level = np.trace(covariance) / 6
-    shrunk = (1 - shrinkage) * covariance + shrinkage * level * np.eye(6)
-    Z, whitening = whiten(X, weights, shrinkage=shrinkage)
+    target = np.diag(np.diag(covariance)) if by_column else level * np.eye(6)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * target
+    Z, whitening = whiten(X, weights, shrinkage=shrinkage, by_column=by_column)
     Xc = X - np.average(X, axis=0, weights=weights)
     expected = Xc @ np.linalg.solve(shrunk, Xc.T)
     np.testing.assert_allclose(Z[:, :-1] @ Z[:, :-1].T, expected, atol=1e-9)
     if shrinkage == 1.0:
-        np.testing.assert_allclose(whitening.scales, np.sqrt(level))
+        np.testing.assert_allclose(whitening.scales, 1.0 if by_column else np.sqrt(level))
+    # The deviation after whitening along a principal direction v, by its definition.
+    V = np.linalg.svd(Xc * np.sqrt(weights / weights.sum())[:, None], full_matrices=False)[2].T
+    norms = np.einsum("ik,ij,jk->k", V, shrunk, V) / np.einsum("ik,ij,jk->k", V, covariance, V)
+    np.testing.assert_allclose(whitening.damping, 1.0 / np.sqrt(norms), rtol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_shrinkage_among_the_leading_directions(k):
+    """Weights in the span of k principal directions V: the metric (1 - s) C + s diag(C) there."""
+    X, weights = _data() * [1.0, 1e-2, 10.0, 3.0, 1.0, 5.0], _weights(40)
+    Xc = X - np.average(X, axis=0, weights=weights)
+    covariance = np.cov(X.T, aweights=weights, bias=True)
+    V = np.linalg.eigh(covariance)[1][:, ::-1][:, :k]
+    metric = V.T @ (0.7 * covariance + 0.3 * np.diag(np.diag(covariance))) @ V
+    Z, whitening = whiten(X, weights, n_components=k, shrinkage=0.3)
+    expected = Xc @ V @ np.linalg.solve(metric, V.T @ Xc.T)
+    np.testing.assert_allclose(Z[:, :-1] @ Z[:, :-1].T, expected, atol=1e-9)
+    p = weights / weights.sum()
+    np.testing.assert_allclose(Z.T @ (Z * p[:, None]), np.diag(whitening.spectrum), atol=1e-10)
+    # Nothing depends on the directions that are cut.
+    q = np.random.default_rng(0).normal(size=(4, k + 1))
+    W = whitening.hidden_layer(q)[0]
+    np.testing.assert_allclose(V @ (V.T @ W), W, atol=1e-12 * np.abs(W).max())
+    np.testing.assert_allclose(whitening.projected(W), W, atol=1e-12 * np.abs(W).max())
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "shrinkage"),
+    [(n, d, s) for n, d in [(40, 6), (8, 30)] for s in (0.01, 0.5, "auto")] + [(40, 6, "eps")],
+)
+def test_units_of_columns_do_not_matter_to_shrinkage(n, d, shrinkage):
+    X, new = _data(n, d), _data(9, d, seed=4)
+    units = 10.0 ** np.random.default_rng(2).uniform(-6, 6, size=d)
+    duplicated = X[:, [0, *range(d)]], (X * units)[:, [0, *range(d)]]
+    for given, scaled in [(X, X * units), duplicated]:
+        first = np.arange(given.shape[1]) - (given.shape[1] - d)
+        other = new[:, first.clip(min=0)], (new * units)[:, first.clip(min=0)]
+        (Z, whitening), (Zu, in_units) = (
+            whiten(rows, np.ones(n), shrinkage=shrinkage) for rows in (given, scaled)
+        )
+        assert in_units.shrinkage == pytest.approx(whitening.shrinkage, rel=1e-9)
+        np.testing.assert_allclose(Zu @ Zu.T, Z @ Z.T, atol=1e-6)
+        out, same = whitening.transform(other[0]), in_units.transform(other[1])
+        np.testing.assert_allclose(same @ Zu.T, out @ Z.T, atol=1e-6 * np.abs(out @ Z.T).max())
+
+
+def test_eps_is_a_hundredth_where_rows_outnumber_directions():
+    def used(n, d, **settings):
+        return whiten(_data(n, d), np.ones(n), shrinkage="eps", **settings)[1].shrinkage
+
+    assert used(40, 6) == used(40, 6, by_column=False) == used(8, 6) == 0.01
+    assert used(7, 6) == used(7, 40) == used(1, 3) == used(7, 40, n_components=6) == 0.0
+    assert used(7, 40, n_components=5) == used(8, 40, n_components=0.5) == 0.01
+
+
+def test_numbers_are_taken_exactly_as_shrinkage():
+    for n, d in [(40, 6), (6, 40)]:
+        for number in (0.0, 0.01, 0.3, 1.0):
+            assert whiten(_data(n, d), np.ones(n), shrinkage=number)[1].shrinkage == number
+
+
+def test_eps_bounds_directions_of_rounding():
+    """A column that nearly repeats others does not rule the network on new rows."""
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    noise = 1e-6 * np.random.default_rng(1).normal(size=(200, 1))
+    X = np.hstack([X, X.sum(axis=1, keepdims=True) + noise])
+    new = np.ones((1, 4))  # does not satisfy the dependence
+    bare, shrunk = (whiten(X, np.ones(200), shrinkage=s)[1] for s in (0.0, "eps"))
+    assert np.abs(bare.transform(new)).max() > 1e4
+    assert np.abs(shrunk.transform(new)).max() < 100.0
 
 
 def test_signs_of_components_do_not_depend_on_the_decomposition():
@@ -261,6 +342,14 @@ def test_few_of_many_directions_by_a_randomized_decomposition(kind, n, d):
     np.testing.assert_allclose(Z.T @ Z / n, np.eye(11), atol=1e-8)
     again = whiten(given, np.ones(n), n_components=10)[0]
     np.testing.assert_array_equal(again, Z)
+    shrunk, whitening = whiten(given, np.ones(n), n_components=10, shrinkage="eps")
+    assert len(whitening.singular_values) == 10
+    assert whitening.shrinkage == 0.01
+    V, s = pca.components_.T, pca.singular_values_**2 / n
+    metric = 0.99 * np.diag(s) + 0.01 * V.T @ (V * X.var(axis=0)[:, None])
+    Xc = (X - X.mean(axis=0)) @ V
+    expected = Xc @ np.linalg.solve(metric, Xc.T)
+    np.testing.assert_allclose(shrunk[:, :-1] @ shrunk[:, :-1].T, expected, atol=1e-4)
 
 
 def test_wide_sparse_rows_are_never_made_dense(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ class Centred:
     The mean is taken in two passes, ``mean + remainder``. Columns have a scale of their own, a
     power of two near their standard deviation: `scales`, relative to the `size` of all. It is zero
     for columns that are constant, and for those `lost` in the rounding of their offset. `noise` is
-    the size of that rounding relative to the scale. `variance` is the total variance and `fourth`
-    the mean fourth power of the length. These and `shape` are of the rows of all shards.
+    the size of that rounding relative to the scale, and `deviations` are the standard deviations
+    relative to `size`, zero where the scale is. These and `shape` are of the rows of all shards.
     """
 
     rows: RowBlocks
@@ -41,9 +41,8 @@ class Centred:
     size: float
     scales: np.ndarray
     noise: np.ndarray
+    deviations: np.ndarray
     lost: np.ndarray
-    variance: float
-    fourth: float
     shape: tuple[int, int]
     shards: Shards
 
@@ -53,20 +52,30 @@ class Centred:
         p = like(weights / total, rows.example)
         columns = _moments(rows, p, shards)
         scaled = _column_scales(columns, shards)
-        mean, remainder = columns.mean, columns.remainder
         n = int(shards.total(float(len(rows))))
         shape = (n, rows.shape[1])
-        centred = cls(rows, p, total, mean, remainder, *scaled, 0.0, 0.0, shape, shards)
-        variance = fourth = 0.0
-        for block, squares in centred._squared_lengths():
-            variance += float(p[block] @ squares)
-            fourth += float(p[block] @ squares**2)
-        variance, fourth = shards.totals(variance, fourth)
-        return replace(centred, variance=variance, fourth=fourth)
+        return cls(rows, p, total, columns.mean, columns.remainder, *scaled, shape, shards)
 
-    def _squared_lengths(self) -> Iterator[tuple[slice, Array]]:
-        """Yield slices of rows and the squared lengths of the centred rows over `size`."""
-        kept = like(np.where(self.scales > 0.0, 1.0 / self.size, 0.0), self.p)
+    @property
+    def variance(self) -> float:
+        """The total variance, in squares of `size`."""
+        return float(self.deviations @ self.deviations)
+
+    def fourth_moment(self, units: np.ndarray) -> float:
+        """Return the mean fourth power of the length of rows with columns over units (d,).
+
+        Units are relative to `size`. Columns that are left out count nothing.
+        """
+        moment = 0.0
+        for block, squares in self._squared_lengths(units):
+            moment += float(self.p[block] @ squares**2)
+        return self.shards.total(moment)
+
+    def _squared_lengths(self, units: np.ndarray) -> Iterator[tuple[slice, Array]]:
+        """Yield slices of rows and the squared lengths of the centred rows over units (d,)."""
+        inverse = np.zeros_like(units)
+        np.divide(1.0, units * self.size, out=inverse, where=self.scales > 0.0)
+        kept = like(inverse, self.p)
         if not _stays_sparse(self.rows):
             for block, X in self.rows.blocks():
                 yield block, (((X - self.mean - self.remainder) * kept) ** 2).sum(axis=1)
@@ -195,8 +204,8 @@ def _power_of_two(a: np.ndarray) -> np.ndarray:
 
 def _column_scales(
     columns: _Moments, shards: Shards
-) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """Return size, scales, noise and lost columns as :class:`Centred` has them.
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return size, scales, noise, deviations and lost columns as :class:`Centred` has them.
 
     Raises
     ------
@@ -221,7 +230,8 @@ def _column_scales(
     units = np.where(kept, _power_of_two(columns.deviation), 0.0)
     size = float(units.max(initial=0.0)) or 1.0
     noise = np.divide(eps * root_mean_square, units, out=np.zeros_like(units), where=kept)
-    return size, units / size, noise, np.flatnonzero(lost)
+    deviations = np.where(kept, columns.deviation / size, 0.0)
+    return size, units / size, noise, deviations, np.flatnonzero(lost)
 
 
 def triangle(A: Array) -> Array:

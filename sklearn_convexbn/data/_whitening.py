@@ -3,12 +3,16 @@ r"""Batch normalization as whitening: the spectrum of the data and what is kept 
 Centre X with row weights p (summing to one) and let :math:`X_c^T \mathrm{diag}(p) X_c = V
 \Lambda V^T`. The network of one hidden BN layer on X is a plain two-layer network on the
 rows of :math:`Z = [X_c V \Lambda^{-1/2}, 1]`, for which :math:`Z^T \mathrm{diag}(p) Z = I`
-(Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022).
+(Ergen et al., "Demystifying Batch Normalization in ReLU Networks", ICLR 2022). Batch
+normalization divides by the root of the variance plus eps: for weights w on columns of deviation
+one and of length one that is whitening with the covariance plus eps times the identity, shrinkage.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -35,6 +39,9 @@ RANDOMIZED_SIZE, RANDOMIZED_SHARE, OVERSAMPLING, SUBSPACE_ITERATIONS = 1000, 10,
 #: Directions below this many roundings are not part of the rank.
 RANK_TOLERANCE = 16
 
+#: The shrinkage named "eps": what batch normalization adds to a variance, as a share of it.
+EPS = 0.01
+
 #: Columns are of unequal scales below this ratio.
 GRADED = 1e-3
 
@@ -49,8 +56,12 @@ class Whitening:
         Weighted mean of X.
     remainder : ndarray of shape (d,)
         What rounding has left out of the mean, which is ``mean + remainder``.
+    units : ndarray of shape (d,)
+        What the columns are divided by first: ones, or their standard deviations where the
+        covariance is shrunk towards its diagonal.
     components : ndarray of shape (d, k)
-        Orthonormal principal directions V of X that are kept.
+        Orthonormal directions of columns in these units: where nothing is shrunk the leading
+        principal directions of X.
     scales : ndarray of shape (k,)
         Standard deviation each kept direction is divided by (after shrinkage).
     spectrum : ndarray of shape (k + 1,)
@@ -62,6 +73,8 @@ class Whitening:
     explained_variance_ratio : ndarray of shape (r,)
     shrinkage : float
         The shrinkage used, in [0, 1].
+    damping : ndarray of shape (k,)
+        Standard deviation, after whitening, along each of the leading principal directions.
     lost_columns : ndarray of int
         Columns left out because they vary by no more than the rounding of their offset. Constant
         columns are not among them.
@@ -69,18 +82,25 @@ class Whitening:
 
     mean: np.ndarray
     remainder: np.ndarray
+    units: np.ndarray
     components: np.ndarray
     scales: np.ndarray
     spectrum: np.ndarray
     singular_values: np.ndarray
     explained_variance_ratio: np.ndarray
     shrinkage: float
+    damping: np.ndarray
     lost_columns: np.ndarray
 
     @property
     def n_components(self) -> int:
         """Number of directions kept."""
         return int(self.scales.shape[0])
+
+    @property
+    def _directions(self) -> np.ndarray:
+        """The directions (d, k) for columns as they are."""
+        return self.components / self.units[:, None]
 
     def transform(self, X: Any, *, compact: bool = False) -> Array:
         """Map rows of X (n, d), an array or :class:`RowBlocks`, to rows of Z (n, k + 1).
@@ -94,10 +114,11 @@ class Whitening:
         dtype = xp.float32 if compact else xp.float64
         Z = xp.empty((len(rows), self.n_components + 1), dtype=dtype, **on_device(example))
         if rows.stay_sparse:
+            directions = self._directions
+            centre = self.mean @ directions + self.remainder @ directions
             Z[:, -1] = 1.0
             for block, part in rows.multipliable(0):
-                centre = self.mean @ self.components + self.remainder @ self.components
-                Z[block, :-1] = (part @ self.components - centre) / self.scales
+                Z[block, :-1] = (part @ directions - centre) / self.scales
             return Z
         for block, part in rows.blocks():
             Z[block] = self.of_block(part, dtype)
@@ -105,28 +126,33 @@ class Whitening:
 
     def of_block(self, X: Array, dtype: Any) -> Array:
         """Map rows of X (n, d), float64, to rows of Z (n, k + 1) of a dtype."""
-        mean, components, scales = (like(a, X) for a in (self.mean, self.components, self.scales))
-        rest = like(self.remainder @ self.components, X)
+        directions = self._directions
+        rest = like(self.remainder @ directions, X)
+        mean, directions, scales = (like(a, X) for a in (self.mean, directions, self.scales))
         xp = array_namespace(X)
         Z = xp.ones((len(X), self.n_components + 1), dtype=dtype, **on_device(X))
-        Z[:, :-1] = ((X - mean) @ components - rest) / scales
+        Z[:, :-1] = ((X - mean) @ directions - rest) / scales
         return Z
 
     def hidden_layer(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (d, m) and biases (m,) with ``X @ W + b == Z(X) @ directions.T``."""
-        W = self.components @ (directions[:, :-1] / self.scales).T
+        W = self._directions @ (directions[:, :-1] / self.scales).T
         return W, directions[:, -1] - self.mean_of(W)
 
     def mean_of(self, W: np.ndarray) -> np.ndarray:
         """Return the mean of ``X @ W`` (m,) for weights W (d, m)."""
         return self.mean @ W + self.remainder @ W
 
+    def projected(self, W: np.ndarray) -> np.ndarray:
+        """Return the part of weights W (d, m) that the coordinates can express."""
+        return self._directions @ (self.components.T @ (W * self.units[:, None]))
+
     def coordinates(self, W: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """Return the directions (m, k + 1) of units ``X @ W + offset``.
 
         The inverse of :meth:`hidden_layer` on what it returns.
         """
-        q = (self.components.T @ W).T * self.scales
+        q = (self.components.T @ (W * self.units[:, None])).T * self.scales
         return np.column_stack([q, offset + self.mean_of(W)])
 
 
@@ -136,6 +162,7 @@ def whiten(
     *,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
+    by_column: bool = True,
 ) -> tuple[Array, Whitening]:
     """Whiten the rows of X, keeping the leading directions.
 
@@ -147,8 +174,12 @@ def whiten(
     n_components : int, float or None
         Directions to keep: a number (at most the rank), a share of the variance in
         (0, 1), or all.
-    shrinkage : float in [0, 1] or "auto"
-        Whiten with ``(1 - s) C + s tr(C)/r I`` in place of the covariance C on its range.
+    shrinkage : float in [0, 1], "eps" or "auto"
+        Whiten with ``(1 - s) C + s T`` in place of the covariance C on its range. "eps" is
+        `EPS` where rows outnumber directions, zero where they are linearly independent; "auto"
+        is the estimate of Ledoit and Wolf.
+    by_column : bool
+        Whether T is ``diag(C)``, so that the units of columns do not matter, or ``tr(C)/r I``.
 
     Returns
     -------
@@ -156,7 +187,9 @@ def whiten(
         ``[sqrt(n) U_k, 1]`` when rows weigh the same and nothing is shrunk.
     whitening : Whitening
     """
-    whitening = whitening_of(X, weights, n_components=n_components, shrinkage=shrinkage)
+    whitening = whitening_of(
+        X, weights, n_components=n_components, shrinkage=shrinkage, by_column=by_column
+    )
     return whitening.transform(X), whitening
 
 
@@ -166,42 +199,157 @@ def whitening_of(
     *,
     n_components: int | float | None = None,
     shrinkage: float | str = 0.0,
+    by_column: bool = True,
     shards: Shards = ALL_HERE,
 ) -> Whitening:
     """Return the whitening of :func:`whiten` without the whitened rows.
 
     It is that of the rows of all `shards`. Where X is large and `n_components` a small number (and
-    nothing is shrunk), the leading directions come from a randomized singular value decomposition,
-    an approximation; the rows are whitened exactly in the directions that are found. All singular
-    values are then not known.
+    the shrinkage needs no other), the leading directions come from a randomized singular value
+    decomposition, an approximation; the rows are whitened exactly in the directions that are
+    found. All singular values are then not known.
     """
-    centred = Centred.of(X if isinstance(X, RowBlocks) else Rows(X), weights, shards)
-    randomized = _is_randomized(centred.shape, n_components, shrinkage)
-    if randomized:
-        s, V = _leading_directions(centred, int(n_components))  # type: ignore[arg-type]
-    else:
-        s, V = _principal_directions(centred)
-    s, V = shards.agreed((s, V))
-    variances = s**2
-    total = centred.variance if randomized else variances.sum()
-    ratio = variances / total if s.size else variances
-    k = _number_kept(n_components, ratio)
-    automatic = shrinkage == "auto"
-    d = _ledoit_wolf(centred, variances) if automatic else float(shrinkage)
-    level = float(variances.mean()) if s.size else 0.0
-    # Squares of the smallest may underflow, so that they are not taken without need.
-    scales = np.sqrt((1.0 - d) * variances[:k] + d * level) if d > 0.0 else s[:k]
-    return Whitening(
-        mean=as_numpy(centred.mean),
-        remainder=as_numpy(centred.remainder),
-        components=V[:, :k],
-        scales=scales * centred.size,
-        spectrum=np.append((s[:k] / scales) ** 2, 1.0),
-        singular_values=s * centred.size * np.sqrt(centred.total),
-        explained_variance_ratio=ratio,
-        shrinkage=d,
-        lost_columns=centred.lost,
+    setting = (n_components, shrinkage)
+    return Decomposition.of(X, weights, [setting], by_column=by_column, shards=shards).whitening(
+        *setting
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """The singular value decomposition of centred rows, from which whitenings are read off.
+
+    Attributes
+    ----------
+    centred : Centred
+    factor : ndarray of shape (at most d, any) or None
+        The triangle of all rows, of the columns that vary, at scale one; None where only leading
+        directions are known.
+    singular_values : ndarray of shape (r,)
+        In units of the size of the rows.
+    directions : ndarray of shape (d, r)
+    by_column : bool
+        Whether the covariance is shrunk towards its diagonal, or a multiple of the identity.
+    """
+
+    centred: Centred
+    factor: np.ndarray | None
+    singular_values: np.ndarray
+    directions: np.ndarray
+    by_column: bool
+
+    @classmethod
+    def of(
+        cls,
+        X: Any,
+        weights: np.ndarray,
+        settings: Sequence[tuple[int | float | None, float | str]],
+        *,
+        by_column: bool = True,
+        shards: Shards = ALL_HERE,
+    ) -> Decomposition:
+        """Decompose rows as far as settings of (n_components, shrinkage) need it."""
+        centred = Centred.of(X if isinstance(X, RowBlocks) else Rows(X), weights, shards)
+        if all(_is_randomized(centred.shape, *setting, by_column) for setting in settings):
+            k = max(int(n_components) for n_components, _ in settings)  # type: ignore[arg-type]
+            s, V = shards.agreed(_leading_directions(centred, k))
+            return cls(centred, None, s, V, by_column)
+        factor = centred.factor()[:, np.flatnonzero(centred.scales)]
+        s, V = shards.agreed(_principal_directions(centred, factor))
+        return cls(centred, factor, s, V, by_column)
+
+    def whitening(self, n_components: int | float | None, shrinkage: float | str) -> Whitening:
+        """Return the whitening of a setting, one of those decomposed for."""
+        centred, s, V = self.centred, self.singular_values, self.directions
+        variances = s**2
+        total = centred.variance if self.factor is None else variances.sum()
+        ratio = variances / total if s.size else variances
+        k = _number_kept(n_components, ratio)
+        d = self._amount(shrinkage, k)
+        units = np.ones(len(V))
+        if d == 0.0:
+            # Squares of the smallest may underflow, so that they are not taken without need.
+            components, kept, scales = V[:, :k], s[:k] * centred.size, s[:k] * centred.size
+        elif self.by_column:
+            whole = k == len(s) and self.factor is not None
+            kept, components = self._standardised if whole else self._relative(k)
+            scales = np.sqrt((1.0 - d) * kept**2 + d)
+            units = np.where(centred.scales > 0.0, centred.deviations * centred.size, 1.0)
+        else:
+            components = V[:, :k]
+            kept = s[:k] * centred.size
+            scales = np.sqrt((1.0 - d) * variances[:k] + d * variances.mean()) * centred.size
+        # A function of deviation one along a principal direction has these coordinates.
+        along = (components.T @ (V[:, :k] * (units / centred.size)[:, None] / s[:k])).T * scales
+        return Whitening(
+            mean=as_numpy(centred.mean),
+            remainder=as_numpy(centred.remainder),
+            units=units,
+            components=components,
+            scales=scales,
+            spectrum=np.append((kept / scales) ** 2, 1.0),
+            singular_values=s * centred.size * np.sqrt(centred.total),
+            explained_variance_ratio=ratio,
+            shrinkage=d,
+            damping=1.0 / np.linalg.norm(along, axis=1) if d > 0.0 else np.ones(k),
+            lost_columns=centred.lost,
+        )
+
+    def _amount(self, shrinkage: float | str, k: int) -> float:
+        """Return the shrinkage of k directions as a number."""
+        if shrinkage == "eps":
+            return EPS if self.centred.shape[0] > k + 1 else 0.0
+        return self._ledoit_wolf if shrinkage == "auto" else float(shrinkage)
+
+    @cached_property
+    def _standardised(self) -> tuple[np.ndarray, np.ndarray]:
+        """Singular values (r,) and right vectors (d, r) of rows with columns of deviation one."""
+        centred, r = self.centred, len(self.singular_values)
+        V = np.zeros_like(self.directions)
+        if r == 0:
+            return self.singular_values, V
+        kept = np.flatnonzero(centred.scales)
+        assert self.factor is not None  # only asked for where all directions are known
+        _, s, right = _svd(self.factor * (centred.scales[kept] / centred.deviations[kept]))
+        V[kept] = right[:r].T
+        return centred.shards.agreed((s[:r], _signed(V)))
+
+    def _relative(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what stands for the same where only the k leading directions of X are kept.
+
+        With D the diagonal of the covariance, V and s what is kept and the singular value
+        decomposition ``D^{1/2} V / s = P diag(1/t) W^T``, the weights ``D^{-1/2} P`` are in the
+        span of V, orthonormal in the metric D, and of uncorrelated outputs of deviations t.
+        """
+        s, V = self.singular_values[:k], self.directions[:, :k]
+        P, inverse, _ = linalg.svd(self.centred.deviations[:, None] * V / s, full_matrices=False)
+        return self.centred.shards.agreed((1.0 / inverse[::-1], _signed(P[:, ::-1])))
+
+    @cached_property
+    def _ledoit_wolf(self) -> float:
+        """The Ledoit-Wolf shrinkage, with columns of deviation one if `by_column`.
+
+        Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices"
+        (2004), with weighted moments; the total weight counts the samples, so that a row of
+        weight 2 is two samples. For unit weights this equals
+        :func:`sklearn.covariance.ledoit_wolf_shrinkage` (where not `by_column` for full column
+        rank: it is that on the range of the covariance).
+        """
+        centred = self.centred
+        if len(self.singular_values) == 0:
+            return 0.0
+        if self.by_column:
+            variances, units = self._standardised[0] ** 2, centred.deviations
+            n_directions = int(np.count_nonzero(centred.scales))
+        else:
+            variances, units = self.singular_values**2, np.ones_like(centred.deviations)
+            n_directions = len(variances)
+        frobenius = float((variances**2).sum())
+        distance = frobenius - float(variances.sum()) ** 2 / n_directions
+        error = (centred.fourth_moment(units) - frobenius) / centred.total
+        if distance <= 0.0:
+            return 1.0 if error > 0.0 else 0.0
+        return float(min(max(error, 0.0), distance) / distance)
 
 
 def _orthonormal(W: Array, shards: Shards) -> Array:
@@ -215,11 +363,16 @@ def _orthonormal(W: Array, shards: Shards) -> Array:
 
 
 def _is_randomized(
-    shape: tuple[int, int], n_components: int | float | None, shrinkage: float | str
+    shape: tuple[int, int],
+    n_components: int | float | None,
+    shrinkage: float | str,
+    by_column: bool,
 ) -> bool:
     """Return whether only the leading directions are computed, approximately."""
     few = isinstance(n_components, Integral) and RANDOMIZED_SHARE * n_components <= min(shape)
-    return few and min(shape) >= RANDOMIZED_SIZE and shrinkage == 0.0
+    # The mean variance and Ledoit and Wolf's estimate need the rank and all variances.
+    suffices = shrinkage == 0.0 or (by_column and shrinkage != "auto")
+    return few and min(shape) >= RANDOMIZED_SIZE and suffices
 
 
 def _leading_directions(centred: Centred, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -241,18 +394,17 @@ def _leading_directions(centred: Centred, k: int) -> tuple[np.ndarray, np.ndarra
     return s[: min(k, rank)], _signed((V @ rotation.T)[:, : min(k, rank)])
 
 
-def _principal_directions(centred: Centred) -> tuple[np.ndarray, np.ndarray]:
+def _principal_directions(centred: Centred, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the singular values (r,) and right singular vectors (d, r) up to the rank.
 
-    The rank is that of the rows with all columns at scale one, so that a column's unit does not
-    matter. Directions at rounding level there, relative to the largest one or to the offsets that
-    were subtracted from the columns that take part in them, are not part of it.
+    A has them of the columns that vary, at scale one. The rank is that of A, so that a column's
+    unit does not matter. Directions at rounding level there, relative to the largest one or to the
+    offsets that were subtracted from the columns that take part in them, are not part of it.
     """
     kept = np.flatnonzero(centred.scales)
     if min(len(kept), centred.shape[0]) == 0:
         return np.zeros(0), np.zeros((centred.shape[1], 0))
     scales, noise = centred.scales[kept], centred.noise[kept]
-    A = centred.factor()[:, kept]
     if not _is_certainly_of_full_rank(A, noise):
         left, s, right = _svd(A)
         tolerance = RANK_TOLERANCE * np.maximum(
@@ -349,22 +501,3 @@ def _number_kept(n_components: int | float | None, ratio: np.ndarray) -> int:
         return min(int(n_components), rank)
     # As in PCA: the smallest k whose directions explain more than this share.
     return min(int(np.searchsorted(np.cumsum(ratio), n_components, side="right")) + 1, rank)
-
-
-def _ledoit_wolf(centred: Centred, variances: np.ndarray) -> float:
-    """Return the Ledoit-Wolf shrinkage on the range of the covariance.
-
-    Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
-    matrices" (2004), with weighted moments; the total weight counts the samples, so that a row
-    of weight 2 is two samples. With full column rank and unit weights this equals
-    :func:`sklearn.covariance.ledoit_wolf_shrinkage`.
-    """
-    r = variances.shape[0]
-    if r == 0:
-        return 0.0
-    frobenius = float((variances**2).sum())
-    distance = frobenius - r * float(variances.mean()) ** 2
-    error = (centred.fourth - frobenius) / centred.total
-    if distance <= 0.0:
-        return 1.0 if error > 0.0 else 0.0
-    return float(min(max(error, 0.0), distance) / distance)

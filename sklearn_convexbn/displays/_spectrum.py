@@ -32,13 +32,14 @@ class SpectrumDisplay:
         Number of directions kept. None keeps all.
     shrinkage : float, default=0.0
         The shrinkage used, in [0, 1].
+    damping : array-like of shape (n_components,), default=None
+        Standard deviation of the kept directions after whitening with shrinkage, as an
+        estimator's `damping_`. Below 1 a direction is damped relative to batch normalization,
+        above 1 it is amplified. None is that of a covariance shrunk towards the mean variance,
+        ``sigma / sqrt((1 - shrinkage) * sigma**2 + shrinkage * mean(sigma**2))``.
 
     Attributes
     ----------
-    damping : ndarray of shape (n_components,)
-        Standard deviation of the kept directions after whitening with shrinkage:
-        ``sigma / sqrt((1 - shrinkage) * sigma**2 + shrinkage * mean(sigma**2))``. Below 1 a
-        direction is damped relative to batch normalization, above 1 it is amplified.
     ax_ : matplotlib Axes
         Axes with the singular values.
     damping_ax_ : matplotlib Axes or None
@@ -69,7 +70,12 @@ class SpectrumDisplay:
     _suited = "ConvexBN estimator"
 
     def __init__(
-        self, *, singular_values: Any, n_components: int | None = None, shrinkage: float = 0.0
+        self,
+        *,
+        singular_values: Any,
+        n_components: int | None = None,
+        shrinkage: float = 0.0,
+        damping: Any = None,
     ) -> None:
         sigma = self.singular_values = np.asarray(singular_values, dtype=float)
         if sigma.ndim != 1 or not len(sigma) or not (sigma > 0).all():
@@ -86,7 +92,14 @@ class SpectrumDisplay:
         if not 0.0 <= shrinkage <= 1.0:
             raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage!r}.")
         self.shrinkage = float(shrinkage)
-        self.damping = _damping(sigma, self.shrinkage)[: self.n_components]
+        if damping is None:
+            damping = _damping(sigma, self.shrinkage)[: self.n_components]
+        self.damping = np.asarray(damping, dtype=float)
+        if self.damping.shape != (self.n_components,):
+            raise ValueError(
+                f"damping must be {self.n_components} numbers, one a direction kept, got an array "
+                f"of shape {self.damping.shape}."
+            )
 
     @classmethod
     def from_estimator(
@@ -125,12 +138,13 @@ class SpectrumDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        needs = ("singular_values_", "n_components_", "shrinkage_")
+        needs = ("singular_values_", "n_components_", "shrinkage_", "damping_")
         model = fitted_model(estimator, cls, needs=needs)
         display = cls(
             singular_values=model.singular_values_,
             n_components=model.n_components_,
             shrinkage=model.shrinkage_,
+            damping=model.damping_,
         )
         return display.plot(ax, line_kw=line_kw, damping_kw=damping_kw)
 

@@ -59,16 +59,16 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
 
     def __init__(
         self,
-        alpha: float = 3e-3,
+        alpha: float | str = "auto",
         *,
         n_components: int | float | None = None,
-        shrinkage: float | str = 0.0,
+        shrinkage: float | str = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 1e-2,
+        tol: float = 0.1,
         max_iter: int = 200,
         device: str | None = None,
         warm_start: bool = False,
@@ -153,6 +153,8 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
 
     def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
         """Solve the problem on canonical rows and set the fitted attributes."""
+        settings = settings.on(data)
+        alpha = float(settings.alpha)
         prepared = prepare(data, settings)
         _warn_of_lost_columns(prepared, getattr(self, "feature_names_in_", None))
         start = None
@@ -160,11 +162,11 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
             start = prepared.start(self._network())
 
         def attributes(result: Result) -> dict[str, Any]:
-            return fitted_attributes(prepared.trained(result), settings.alpha, data)
+            return fitted_attributes(prepared.trained(result), alpha, data)
 
         hooks.attributes = attributes
         trained = solve(prepared, settings, start=start, monitor=hooks)
-        self._set_fitted(fitted_attributes(trained, settings.alpha, data))
+        self._set_fitted(fitted_attributes(trained, alpha, data))
         hooks.end(lambda: attributes(trained.result))
 
     def _network(self) -> Network:
@@ -286,6 +288,8 @@ def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dic
         "singular_values_": whitening.singular_values,
         "explained_variance_ratio_": whitening.explained_variance_ratio,
         "shrinkage_": whitening.shrinkage,
+        "damping_": whitening.damping,
+        "alpha_": float(alpha),
         "weight_decay_": float(alpha) * data.unit / data.scale,
         "loss_": data.loss,
     }

@@ -173,8 +173,8 @@ def certify(
     n_components : int or float, default=None
         Bound the optimum over the leading directions of X only, as in the estimators. None takes
         as many as an estimator of this package has kept, or else all.
-    shrinkage : float or "auto", default=None
-        As in the estimators. None takes an estimator's own parameter, or else 0.
+    shrinkage : float, "eps" or "auto", default=None
+        As in the estimators. None takes what an estimator of this package has used, or else 0.
     fit_intercept : bool, default=None
         Whether the output intercept is part of the problem. None takes an estimator's own
         parameter; for a torch module, whether its last layer has a bias.
@@ -248,7 +248,7 @@ def certify(
     >>> X, y = load_diabetes(return_X_y=True)
     >>> mlp = MLPRegressor(hidden_layer_sizes=(20,), tol=10.0, random_state=0).fit(X, y)
     >>> far = certify(mlp, X, y, alpha=0.1, random_state=0)
-    >>> best = ConvexBNRegressor(alpha=0.1, random_state=0).fit(X, y)
+    >>> best = ConvexBNRegressor(alpha=0.1, shrinkage=0.0, tol=0.01, random_state=0).fit(X, y)
     >>> near = certify(best, X, y, alpha=0.1, random_state=0)
     >>> far.objective > near.objective > near.lower_bound
     True
@@ -277,7 +277,7 @@ def certify(
         alpha=float(alpha),
         fit_intercept=fit_intercept,
         n_components=layers.setting("n_components_", n_components, None),
-        shrinkage=layers.setting("shrinkage", shrinkage, 0.0),
+        shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
     )
     neurons = _neurons(layers, data, problem, whitening)
     Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
@@ -368,10 +368,10 @@ def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Wh
 
 def _check_expressible(network: Network, X: np.ndarray, whitening: Whitening) -> None:
     """Refuse hidden units that depend on directions of X outside the whitening."""
-    W, V = network.coefs[0], whitening.components
+    W = network.coefs[0]
     values = np.abs(X @ W + network.intercepts[0]).max(axis=0)
     centred = X - whitening.mean
-    lost = np.abs(centred @ (W - V @ (V.T @ W))).max(axis=0)
+    lost = np.abs(centred @ (W - whitening.projected(W))).max(axis=0)
     # On nearly equal columns weights are large and cancel: rounding is relative to the terms.
     rounding = np.finfo(float).eps * (np.abs(centred) @ np.abs(W)).max(axis=0)
     beyond = lost > EXPRESSION_TOLERANCE * values + ROUNDINGS_OF_TERMS * rounding

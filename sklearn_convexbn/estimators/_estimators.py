@@ -41,19 +41,24 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
     Parameters
     ----------
-    alpha : float, default=3e-3
+    alpha : float or "auto", default="auto"
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss on a
-        target of unit variance; it has no unit. Must be positive.
+        target of unit variance; it has no unit. Must be positive. "auto" is ``0.05 / sqrt(n)``
+        for a total weight n of the rows, at most 0.05: a start, `alpha` is what to tune first.
 
     n_components : int, float or None, default=None
         Number of leading singular directions of X that are kept, or, in (0, 1), the share of
         variance to keep. None keeps all. Keeping fewer is the explicit form of the bias of
         gradient descent towards large directions: tune it.
 
-    shrinkage : float or "auto", default=0.0
+    shrinkage : float, "eps" or "auto", default="eps"
         Damp small directions instead of cutting them: whiten with the covariance shrunk
-        towards a multiple of the identity, 0 (batch normalization) to 1 (no whitening).
-        "auto" is the Ledoit-Wolf estimate.
+        towards its diagonal (with `patches` towards the mean variance of their values). With a
+        shrinkage s the std(X w_j) above is the root of
+        ``(1 - s) var(X w_j) + s sum_i w_ij^2 var(X_i)``: 0 is batch normalization without its
+        eps, 1 no more than scaled columns, and the units of columns do not matter. "eps" is 0.01,
+        or 0 where distinct rows are linearly independent in the directions kept, so that closed
+        forms are exact. "auto" is the Ledoit-Wolf estimate.
 
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
@@ -77,9 +82,10 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         Whether to fit the (not penalised) output intercept. Without it the target is not
         centred.
 
-    tol : float, default=1e-2
+    tol : float, default=0.1
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
-        `tol`. It means the same for every solver.
+        `tol`. It means the same for every solver. Smaller gaps make better optima and seldom
+        better predictions.
 
     max_iter : int, default=200
         Largest number of rounds of the solver.
@@ -145,8 +151,13 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
         above is all patches.
     shrinkage_ : float
         The shrinkage used.
+    damping_ : ndarray of shape (`n_components_`,)
+        Standard deviation, after whitening, along each of the leading singular directions of X:
+        one where nothing is shrunk.
+    alpha_ : float
+        The alpha used.
     weight_decay_ : float
-        `alpha` in the units of y.
+        `alpha_` in the units of y.
     loss_ : Loss
         The loss trained with.
     n_features_in_ : int
@@ -171,7 +182,7 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     >>> from sklearn_convexbn import ConvexBNRegressor
     >>> X, y = load_diabetes(return_X_y=True)
     >>> model = ConvexBNRegressor(alpha=0.1, random_state=0).fit(X, y)
-    >>> model.dual_gap_ <= 0.01
+    >>> model.dual_gap_ <= 0.1
     True
     """
 
@@ -182,16 +193,16 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
     def __init__(
         self,
-        alpha: float = 3e-3,
+        alpha: float | str = "auto",
         *,
         n_components: int | float | None = None,
-        shrinkage: float | str = 0.0,
+        shrinkage: float | str = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 1e-2,
+        tol: float = 0.1,
         max_iter: int = 200,
         device: str | None = None,
         warm_start: bool = False,
@@ -333,19 +344,24 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     Parameters
     ----------
-    alpha : float, default=3e-3
+    alpha : float or "auto", default="auto"
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss. Must
-        be positive.
+        be positive. "auto" is ``0.05 / sqrt(n)`` for a total weight n of the rows, at most 0.05:
+        a start, `alpha` is what to tune first.
 
     n_components : int, float or None, default=None
         Number of leading singular directions of X that are kept, or, in (0, 1), the share of
         variance to keep. None keeps all. Keeping fewer is the explicit form of the bias of
         gradient descent towards large directions: tune it.
 
-    shrinkage : float or "auto", default=0.0
+    shrinkage : float, "eps" or "auto", default="eps"
         Damp small directions instead of cutting them: whiten with the covariance shrunk
-        towards a multiple of the identity, 0 (batch normalization) to 1 (no whitening).
-        "auto" is the Ledoit-Wolf estimate.
+        towards its diagonal (with `patches` towards the mean variance of their values). With a
+        shrinkage s the std(X w_j) above is the root of
+        ``(1 - s) var(X w_j) + s sum_i w_ij^2 var(X_i)``: 0 is batch normalization without its
+        eps, 1 no more than scaled columns, and the units of columns do not matter. "eps" is 0.01,
+        or 0 where distinct rows are linearly independent in the directions kept, so that closed
+        forms are exact. "auto" is the Ledoit-Wolf estimate.
 
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
@@ -368,9 +384,10 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.
 
-    tol : float, default=1e-2
+    tol : float, default=0.1
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
-        `tol`. It means the same for every solver.
+        `tol`. It means the same for every solver. Smaller gaps make better optima and seldom
+        better predictions.
 
     max_iter : int, default=200
         Largest number of rounds of the solver.
@@ -441,8 +458,13 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
         above is all patches.
     shrinkage_ : float
         The shrinkage used.
+    damping_ : ndarray of shape (`n_components_`,)
+        Standard deviation, after whitening, along each of the leading singular directions of X:
+        one where nothing is shrunk.
+    alpha_ : float
+        The alpha used.
     weight_decay_ : float
-        `alpha`.
+        `alpha_`.
     loss_ : Loss
         The loss trained with.
     n_features_in_ : int
@@ -467,7 +489,7 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     >>> from sklearn_convexbn import ConvexBNClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> model = ConvexBNClassifier(alpha=0.03, random_state=0).fit(X, y)
-    >>> model.dual_gap_ <= 0.01
+    >>> model.dual_gap_ <= 0.1
     True
     """
 
@@ -479,16 +501,16 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     def __init__(
         self,
-        alpha: float = 3e-3,
+        alpha: float | str = "auto",
         *,
         n_components: int | float | None = None,
-        shrinkage: float | str = 0.0,
+        shrinkage: float | str = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 1e-2,
+        tol: float = 0.1,
         max_iter: int = 200,
         device: str | None = None,
         warm_start: bool = False,

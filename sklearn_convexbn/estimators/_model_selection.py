@@ -38,7 +38,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         Settings to choose from: numbers of leading singular directions of X, shares of its
         variance in (0, 1), or None for all.
 
-    shrinkage : float or "auto", default=0.0
+    shrinkage : float, "eps" or "auto", default="eps"
         As in :class:`ConvexBNRegressor`, like the parameters below that say no more.
 
     activation : {"relu", "gated_relu"}, default="relu"
@@ -57,7 +57,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     fit_intercept : bool, default=True
         Whether to fit the output intercept.
 
-    tol : float, default=1e-2
+    tol : float, default=0.1
         Relative duality gap at which every fit stops. In the folds it is estimated from a smaller
         search than in the final fit, whose certificate is as that of :class:`ConvexBNRegressor`.
 
@@ -139,13 +139,13 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         *,
         eps: float = 1e-3,
         n_components: int | float | list[Any] | None = None,
-        shrinkage: float | str = 0.0,
+        shrinkage: float | str = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 1e-2,
+        tol: float = 0.1,
         max_iter: int = 200,
         cv: Any = None,
         n_jobs: int | None = None,
@@ -227,7 +227,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         Settings to choose from: numbers of leading singular directions of X, shares of its
         variance in (0, 1), or None for all.
 
-    shrinkage : float or "auto", default=0.0
+    shrinkage : float, "eps" or "auto", default="eps"
         As in :class:`ConvexBNClassifier`, like the parameters below that say no more.
 
     activation : {"relu", "gated_relu"}, default="relu"
@@ -246,7 +246,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
     fit_intercept : bool, default=True
         Whether to fit the output intercept.
 
-    tol : float, default=1e-2
+    tol : float, default=0.1
         Relative duality gap at which every fit stops. In the folds it is estimated from a smaller
         search than in the final fit, whose certificate is as that of :class:`ConvexBNClassifier`.
 
@@ -335,13 +335,13 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         *,
         eps: float = 1e-3,
         n_components: int | float | list[Any] | None = None,
-        shrinkage: float | str = 0.0,
+        shrinkage: float | str = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 1e-2,
+        tol: float = 0.1,
         max_iter: int = 200,
         cv: Any = None,
         scoring: str | Callable[..., float] | None = None,

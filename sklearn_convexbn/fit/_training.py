@@ -39,7 +39,7 @@ PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
         Interval(RealNotInt, 0, 1, closed="neither"),
         None,
     ],
-    "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+    "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"eps", "auto"})],
     "fit_intercept": ["boolean"],
     "device": [str, None],
     "random_state": ["random_state"],
@@ -48,6 +48,7 @@ PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
 #: The same for all parameters of a fit.
 FIT_CONSTRAINTS: dict[str, list[Any]] = {
     **PROBLEM_CONSTRAINTS,
+    "alpha": [*PROBLEM_CONSTRAINTS["alpha"], StrOptions({"auto"})],
     "activation": [StrOptions({"relu", "gated_relu"})],
     "patches": [Patches, None],
     "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
@@ -57,6 +58,9 @@ FIT_CONSTRAINTS: dict[str, list[Any]] = {
     "verbose": ["verbose"],
 }
 
+#: alpha="auto" is this over the root of the total weight of the rows (or of one row, if they weigh
+#: less): the best alpha falls with their number.
+AUTOMATIC_ALPHA = 0.05
 
 #: Whitened rows of this many numbers or more are stored in float32 if the tolerance is at least
 #: this: rounding moves the objective by much less.
@@ -70,7 +74,7 @@ class TrainingSettings:
     `provisional` is as in :class:`~sklearn_convexbn.solvers.RunSettings`.
     """
 
-    alpha: float
+    alpha: float | str
     n_components: int | float | None
     shrinkage: float | str
     activation: str
@@ -93,6 +97,13 @@ class TrainingSettings:
             "random_state": check_random_state(values["random_state"]),
         }
         return cls(**resolved)
+
+    def on(self, data: TrainingData) -> TrainingSettings:
+        """Return the settings with the alpha that "auto" is on some data."""
+        if self.alpha != "auto":
+            return self
+        total = data.shards.total(float(data.weights.sum()))
+        return replace(self, alpha=AUTOMATIC_ALPHA / max(1.0, total) ** 0.5)
 
     def fresh(self) -> TrainingSettings:
         """Return the settings with a copy of their random state, to draw from."""
@@ -202,6 +213,7 @@ def state_problem(
         weights,
         n_components=n_components,
         shrinkage=shrinkage,
+        by_column=data.patches is None,
         shards=data.shards,
     )
     k = whitening.n_components + 1
@@ -291,7 +303,7 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
         in_blocks=in_blocks,
         device=None if settings.device == "cpu" else settings.device,
         compact=in_blocks and settings.tol >= COMPACT_TOLERANCE,
-        alpha=settings.alpha,
+        alpha=float(settings.on(data).alpha),
         fit_intercept=settings.fit_intercept,
         n_components=settings.n_components,
         shrinkage=settings.shrinkage,
