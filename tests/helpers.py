@@ -13,6 +13,7 @@ from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import distinct_gates, enumerate_gates
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -75,6 +76,7 @@ def problem_and_whitening(
         gates=listed,
         all_arrangements=gates == "all",
         spectrum=whitening.spectrum,
+        shards=ALL_HERE,
     )
     return problem, whitening
 

@@ -12,6 +12,7 @@ from sklearn_convexbn.program._problem import relative_gap
 from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve
 
 #: Correlations below this are rounding errors of a target that the constant model fits.
@@ -136,7 +137,7 @@ class Refit:
         """Return the lower bound on the optimum that output weights give, from the definitions."""
         F, loss = self.A @ V, LOSSES[self.loss]
         if self.fit_intercept:
-            b = b + optimal_intercept(loss, F + b, self.Y, self.p)
+            b = b + optimal_intercept(loss, F + b, self.Y, self.p, ALL_HERE)
         G = loss.gradient(F + b, self.Y, self.p)
         largest = self.norms(self.A.T @ G).max(initial=0.0)
         scale = min(1.0, self.alpha / largest) if largest > 0 else 1.0
@@ -171,7 +172,11 @@ def random_refit(seed, kind):
         start = rng.normal(size=start.shape) * (rng.random((len(start), 1)) < 0.5)
     fit_intercept = bool(rng.random() < 0.7)
     refit = Refit(A, problem.Y, problem.p, loss, 1.0, fit_intercept, cells, start)
-    b = optimal_intercept(LOSSES[loss], 0.0 * refit.Y, refit.Y, refit.p) if fit_intercept else 0.0
+    b = (
+        optimal_intercept(LOSSES[loss], 0.0 * refit.Y, refit.Y, refit.p, ALL_HERE)
+        if fit_intercept
+        else 0.0
+    )
     slopes = A.T @ LOSSES[loss].gradient(0.0 * refit.Y + b, refit.Y, refit.p)
     largest, share = refit.norms(slopes).max(), 10.0 ** rng.uniform(-4, 0)
     return replace(refit, alpha=share * largest if largest > ROUNDING else 1.0)

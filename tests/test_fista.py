@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNRegressor, solvers
 from sklearn_convexbn.losses._base import LOSSES
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.solvers import (
     _factor_newton,
     _factors,
@@ -26,6 +27,7 @@ from sklearn_convexbn.solvers import (
 from sklearn_convexbn.solvers._factors import row_norms
 from sklearn_convexbn.solvers._fista import FISTA
 from sklearn_convexbn.solvers._gated_newton import GroupNewton
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve, targets
 
 LOSS_OF = {"diabetes": "squared", "breast_cancer": "logistic", "iris": "softmax", "wine": "softmax"}
@@ -481,9 +483,8 @@ KINDS = pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["num
 
 
 def group_program(problem, kind):
-    arrays = (problem.Z, problem.patterns.astype(float), problem.Y, problem.p)
-    arrays = (kind(a) for a in arrays)
-    return _group_ridge.Program(*arrays, problem.loss, problem.alpha, problem.fit_intercept)
+    arrays = (kind(a) for a in (problem.Z, problem.patterns.astype(float)))
+    return _group_ridge.Program(*arrays, **problem.converted(kind))
 
 
 @KINDS
@@ -638,8 +639,10 @@ def test_newton_from_the_solution_is_done_at_once(loss, kind):
     ones, A, Y, p = (kind(a) for a in (np.ones((60, 1)), A, y[:, None], np.full(60, 1 / 60.0)))
 
     def rounds(start=None):
-        options = (LOSSES[loss], alpha, True, start, 1e-9)
-        return list(_group_newton.group_newton(ones, A, Y, p, *options))
+        data = Objective(
+            Y=Y, p=p, loss=LOSSES[loss], alpha=alpha, fit_intercept=True, shards=ALL_HERE
+        ).converted()
+        return list(_group_newton.group_newton(ones, A, start=start, tol=1e-9, **data))
 
     cold = rounds()
     warm = rounds((cold[-1].active, cold[-1].S, cold[-1].b))

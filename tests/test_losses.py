@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_convexbn.losses._base import LOSSES, optimal_intercept, softmax
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import targets
 
 CASES = [("squared", 1), ("squared", 3), ("logistic", 1), ("softmax", 2), ("softmax", 4)]
@@ -129,10 +130,12 @@ def test_torch_agrees_with_numpy(name, C):
     U = loss.gradient(F, Y, p)
     conjugate = loss.conjugate(torch.as_tensor(U), *tensors[1:])
     assert float(conjugate) == pytest.approx(loss.conjugate(U, Y, p), rel=1e-12)
-    b = optimal_intercept(loss, *tensors)
-    np.testing.assert_allclose(b.numpy(), optimal_intercept(loss, F, Y, p), atol=1e-9)
+    b = optimal_intercept(loss, *tensors, ALL_HERE)
+    np.testing.assert_allclose(b.numpy(), optimal_intercept(loss, F, Y, p, ALL_HERE), atol=1e-9)
     np.testing.assert_allclose(
-        loss.constant_fit(*tensors[1:]).numpy(), loss.constant_fit(Y, p), atol=1e-9
+        optimal_intercept(loss, 0.0 * tensors[1], *tensors[1:], ALL_HERE).numpy(),
+        optimal_intercept(loss, 0.0 * Y, Y, p, ALL_HERE),
+        atol=1e-9,
     )
 
 
@@ -168,7 +171,7 @@ def test_softmax_rows_sum_to_one_at_any_size():
 def _slope(name, F, Y, p):
     """Largest column sum of the gradient at the optimal intercept, relative to its entries."""
     loss = LOSSES[name]
-    gradient = loss.gradient(F + optimal_intercept(loss, F, Y, p), Y, p)
+    gradient = loss.gradient(F + optimal_intercept(loss, F, Y, p, ALL_HERE), Y, p)
     return np.abs(gradient.sum(axis=0)).max() / np.abs(gradient).sum()
 
 
@@ -208,15 +211,15 @@ def _check_shift(name, shift):
     F, Y, p = _point(name, C, n=24)
     loss = LOSSES[name]
     shifts = shift * np.arange(1, C + 1)
-    best = loss.value(F + optimal_intercept(loss, F, Y, p), Y, p)
-    b = optimal_intercept(loss, F + shifts, Y, p)
+    best = loss.value(F + optimal_intercept(loss, F, Y, p, ALL_HERE), Y, p)
+    b = optimal_intercept(loss, F + shifts, Y, p, ALL_HERE)
     assert loss.value(F + shifts + b, Y, p) == pytest.approx(best, rel=1e-9)
 
 
 @per_case
 def test_constant_fit_is_the_closed_form(name, C):
     _, Y, p = _point(name, C, n=25)
-    b = LOSSES[name].constant_fit(Y, p)
+    b = optimal_intercept(LOSSES[name], 0.0 * Y, Y, p, ALL_HERE)
     mean = p @ Y
     if name == "squared":
         np.testing.assert_allclose(b, mean, atol=1e-12)
@@ -275,7 +278,7 @@ def test_optimal_intercept_where_a_class_weighs_next_to_nothing(name, C, exponen
     p = p * np.where(Y[:, -1] == 1, 10.0**exponent, 1.0)
     p /= p.sum()
     loss = LOSSES[name]
-    b = optimal_intercept(loss, F, Y, p)
+    b = optimal_intercept(loss, F, Y, p, ALL_HERE)
     gradient = loss.gradient(F + b, Y, p)
     # The dual value is off by the slope times b; rounding of b alone changes the slope.
     slopes, sizes = np.abs(gradient.sum(axis=0)), np.abs(gradient).sum(axis=0)

@@ -14,6 +14,7 @@ from sklearn_convexbn.program.units._activations import StoredActivations as sto
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 SEVERAL = [("squared", 3), ("softmax", 4)]
 
@@ -164,7 +165,7 @@ def test_a_solution_is_returned_as_it_is(loss, C, monkeypatch):
 def test_rounds_never_raise_the_objective(loss, C, monkeypatch):
     A, Y, p, alpha = refit_data(6, loss, C, share=0.003)
     start = 0.1 * torch.as_tensor(np.random.default_rng(0).normal(size=(A.shape[1], C)))
-    shift = optimal_intercept(LOSSES[loss], A @ start, Y, p)
+    shift = optimal_intercept(LOSSES[loss], A @ start, Y, p, ALL_HERE)
     values = [objective(A, Y, p, alpha, loss, start, shift)]
     for rounds in range(6):
         monkeypatch.setattr(_multi_output_refit, "MAX_ROUNDS", rounds)
@@ -193,7 +194,7 @@ def test_alpha_so_large_that_all_is_zero(loss, C):
     for weights in (start, torch.zeros_like(start)):
         V, b = refit(A, Y, p, alpha, loss, start=weights)
         assert not V.any()
-        mean = LOSSES[loss].constant_fit(Y, p)
+        mean = optimal_intercept(LOSSES[loss], 0.0 * Y, Y, p, ALL_HERE)
         torch.testing.assert_close(b - b.mean(), mean - mean.mean())
 
 
@@ -227,13 +228,12 @@ def test_a_fixed_intercept_is_kept(loss, C):
 
 @pytest.mark.parametrize("loss", ["squared", "softmax"])
 def test_row_hessians_are_those_of_the_loss(loss):
-    A, Y, p, alpha = refit_data(11, loss, 3)
-    program = _multi_output_refit._Program(stored(A), Y, p, LOSSES[loss], alpha, True)
+    _, Y, p, _ = refit_data(11, loss, 3)
     F = torch.as_tensor(np.random.default_rng(0).normal(size=Y.shape))
-    D, U = _multi_output_refit._row_hessians(program, F)
+    D, U = LOSSES[loss].curvatures(F, Y, p)
     full = torch.diag_embed(D) - torch.einsum("rnc,rnd->ncd", U, U)
     torch.testing.assert_close(full, LOSSES[loss].hessian(F, Y, p))
-    inverse = _multi_output_refit._summed_inverse(D, U)
+    inverse = _multi_output_refit._summed_inverse(D, U, ALL_HERE)
     torch.testing.assert_close(inverse, torch.linalg.pinv(full.sum(dim=0), hermitian=True))
 
 
@@ -254,7 +254,7 @@ def test_targets_of_very_rare_classes_are_fitted():
     zero = torch.zeros(6, 3, dtype=torch.float64)
     V, b = multi_output_refit(stored(A), Y, p, LOSSES["softmax"], 2e-9, True, zero, zero[0], 1e-4)
     value = float(LOSSES["softmax"].value(A @ V + b, Y, p) + 2e-9 * V.norm(dim=1).sum())
-    constant = LOSSES["softmax"].constant_fit(Y.numpy(), p.numpy())
+    constant = optimal_intercept(LOSSES["softmax"], 0.0 * Y.numpy(), Y.numpy(), p.numpy(), ALL_HERE)
     empty = LOSSES["softmax"].value(np.tile(constant, (40, 1)), Y.numpy(), p.numpy())
     assert value < 0.99 * float(empty)
     G = LOSSES["softmax"].gradient(A @ V + b, Y, p)

@@ -38,6 +38,7 @@ from sklearn_convexbn.program.units._activations import ComputedActivations
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.search._search import Effort, Search
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import random_neurons, solve, targets
 
 PATCHES = PatchGrid(
@@ -88,6 +89,7 @@ def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **chang
         gates=None,
         all_arrangements=False,
         spectrum=whitening.spectrum,
+        shards=ALL_HERE,
         pooling=patches.pooling,
     )
     return problem, whitening

@@ -25,6 +25,7 @@ from sklearn_convexbn.losses import (
     array_namespace,
 )
 from sklearn_convexbn.losses._base import LOSSES, SoftmaxLoss, optimal_intercept
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve
 
 NUMBERS = [SquaredError(), Huber(0.7), Poisson(), Quantile(0.8, 0.1), Quantile(0.3, 0.5)]
@@ -180,7 +181,7 @@ def test_torch_agrees_with_numpy(loss):
 @pytest.mark.parametrize("shift", [-300.0, -5.0, 0.0, 5.0, 300.0])
 def test_best_intercept_from_any_distance(loss, shift):
     F, Y, p = _point(loss, scale=1.0)
-    gradient = loss.gradient(F + shift + optimal_intercept(loss, F + shift, Y, p), Y, p)
+    gradient = loss.gradient(F + shift + optimal_intercept(loss, F + shift, Y, p, ALL_HERE), Y, p)
     assert abs(gradient.sum(axis=0)).max() <= 1e-9 * abs(gradient).sum()
 
 
@@ -193,8 +194,10 @@ def test_best_intercept_without_a_bound_on_the_curvature():
     loss = Exponential()
     F, Y, p = _point(loss, scale=1.0)
     for shift in (-6.0, 0.0, 20.0):
-        b = optimal_intercept(loss, F + shift, Y, p)
-        np.testing.assert_allclose(b + shift, optimal_intercept(Poisson(), F, Y, p), atol=1e-9)
+        b = optimal_intercept(loss, F + shift, Y, p, ALL_HERE)
+        np.testing.assert_allclose(
+            b + shift, optimal_intercept(Poisson(), F, Y, p, ALL_HERE), atol=1e-9
+        )
 
 
 def test_losses_are_parameter_objects():

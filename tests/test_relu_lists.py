@@ -22,6 +22,7 @@ from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.solvers import _arrangement_program, _interior_rounds, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
 from sklearn_convexbn.solvers._interior_rounds import interior_point
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import hidden, make_problem, solve
 
 
@@ -265,10 +266,18 @@ def test_weight_two_is_the_row_twice():
     counts = rng.integers(1, 4, size=15)
 
     def value(X, y, weights):
-        p = weights / weights.sum()
-        Z = np.hstack([X, np.ones((len(X), 1))])
         problem = Problem(
-            Z, y[:, None], p, LOSSES["squared"], 0.01, True, "relu", gates, False, np.ones(3)
+            Z=np.hstack([X, np.ones((len(X), 1))]),
+            Y=y[:, None],
+            p=weights / weights.sum(),
+            loss=LOSSES["squared"],
+            alpha=0.01,
+            fit_intercept=True,
+            activation="relu",
+            gates=gates,
+            all_arrangements=False,
+            spectrum=np.ones(3),
+            shards=ALL_HERE,
         )
         return assert_solved(problem, gap=1e-7).certificate.primal
 

@@ -53,6 +53,7 @@ def solve_on_gates(
     from sklearn_convexbn.losses._base import LOSSES
     from sklearn_convexbn.program._problem import Problem
     from sklearn_convexbn.solvers import RunSettings, make_solver, run
+    from sklearn_convexbn.support._sharding import ALL_HERE
 
     problem = Problem(
         Z=Z,
@@ -65,6 +66,7 @@ def solve_on_gates(
         gates=gates,
         all_arrangements=False,
         spectrum=np.ones(Z.shape[1]),
+        shards=ALL_HERE,
     )
     settings = RunSettings(tol=tol, device="cpu", random_directions=None, random_state=None)
     solver = make_solver("interior_point" if activation == "relu" else "group_newton")

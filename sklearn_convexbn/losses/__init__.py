@@ -21,7 +21,7 @@ from sklearn_convexbn.losses._base import (
 from sklearn_convexbn.losses._base import _xlogx as xlogx
 from sklearn_convexbn.support._arrays import Array, array_namespace, like, on_device
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_parameters
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
 
 __all__ = [
     "Huber",
@@ -186,7 +186,7 @@ class Poisson(_Separable):
     def outside(self, U: Array, Y: Array, p: Array) -> Array:
         return (-(U / p[:, None] + Y)).clip(min=0.0).max()
 
-    def first_intercept(self, F: Array, Y: Array, p: Array, shards: Shards = ALL_HERE) -> Array:
+    def first_intercept(self, F: Array, Y: Array, p: Array, shards: Shards) -> Array:
         """Return the best intercept, ``log sum_i p_i y_i - log sum_i p_i exp(F_i)``."""
         xp = array_namespace(F)
         top = shards.maximum(float(F.max()))

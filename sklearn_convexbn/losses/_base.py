@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 from sklearn.base import BaseEstimator
 
 from sklearn_convexbn.support._arrays import Array, array_namespace, on_device
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
+
+#: Newton steps of the intercept with less curvature than this would leave the range of floats.
+LEAST_CURVATURE = 1e-150
 
 
 class Loss(BaseEstimator, ABC):
@@ -116,18 +119,13 @@ class Loss(BaseEstimator, ABC):
         """Return the loss for a number of outputs; this one unless it has several forms."""
         return self
 
-    def first_intercept(self, F: Array, Y: Array, p: Array, shards: Shards = ALL_HERE) -> Array:
+    def first_intercept(self, F: Array, Y: Array, p: Array, shards: Shards) -> Array:
         """Return the b (C,) that the search for the best intercept of F starts at, zeros here."""
         return array_namespace(F).zeros_like(F[0])
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         """Return :meth:`value` of a CVXPY expression F (n, C), for ``solver="cvxpy"``."""
         raise NotImplementedError(f"The {self.name} loss has no form in CVXPY.")
-
-    def constant_fit(self, Y: Array, p: Array) -> Array:
-        """Return the b (C,) that minimises ``value(1 b^T)``."""
-        xp = array_namespace(Y)
-        return optimal_intercept(self, xp.zeros_like(Y), Y, p)
 
 
 class SquaredError(Loss):
@@ -294,14 +292,15 @@ def optimal_intercept(
     F: Array,
     Y: Array,
     p: Array,
+    shards: Shards,
     *,
     max_iter: int = 200,
-    shards: Shards = ALL_HERE,
 ) -> Array:
     """Return the b (C,) that minimises ``loss.value(F + 1 b^T)``.
 
-    Newton steps, and where the curvature has underflown (a fit far from the targets) gradient
-    steps, which the curvature bound makes safe, doubled as long as they help. At the minimum
+    Newton steps as long as they halve the slope; where that leads nowhere, those that lower the
+    value, and where the curvature has underflown (a fit far from the targets) gradient steps,
+    which the curvature bound makes safe, doubled as long as they help. At the minimum
     the columns of the gradient sum to zero, which is the constraint ``1^T Lambda = 0`` of the
     dual (:mod:`sklearn_convexbn.program._problem`); the steps go on until that sum is at rounding
     level. Where no minimum exists (one class only) the last iterate is returned.
@@ -314,9 +313,9 @@ def optimal_intercept(
     Y : array of shape (n, C)
     p : array of shape (n,)
         Row weights, summing to one.
-    max_iter : int, default=200
-    shards : Shards, default=ALL_HERE
+    shards : Shards
         Where the other rows are, if these are not all.
+    max_iter : int, default=200
 
     Returns
     -------
@@ -324,6 +323,9 @@ def optimal_intercept(
     """
     xp, total = array_namespace(F), shards.total
     b = loss.first_intercept(F, Y, p, shards)
+    near, done = _polished(loss, F, Y, p, b, shards)
+    if done:
+        return near
     value, steepest = float(total(loss.value(F + b, Y, p))), float("inf")
     for _ in range(max_iter):
         slope, rounding = _slope(loss, F + b, Y, p, shards)
@@ -344,29 +346,30 @@ def optimal_intercept(
             if not new < value:
                 break
         b, value = b_new, new
-    return _polished(loss, F, Y, p, b, shards)
+    return _polished(loss, F, Y, p, b, shards)[0]
 
 
 def _polished(
     loss: Loss, F: Array, Y: Array, p: Array, b: Array, shards: Shards, max_iter: int = 20
-) -> Array:
-    """Take Newton steps on b (C,) for as long as they halve the slope.
+) -> tuple[Array, bool]:
+    """Take Newton steps on b (C,) for as long as they halve the slope; say if that is rounding.
 
     Close to the minimum values differ by less than rounding, which the slope, relative to the sum
     of its terms, does not yet; and the dual value is off by the slope times b.
     """
     xp = array_namespace(F)
     slope, rounding = _slope(loss, F + b, Y, p, shards)
+    size = float(xp.abs(slope).max())
     for _ in range(max_iter):
-        size = float(xp.abs(slope).max())
         if size <= rounding:
             break
         trial = b + newton_step(loss, F + b, Y, p, slope, shards)
-        slope, rounding = _slope(loss, F + trial, Y, p, shards)
-        if not float(xp.abs(slope).max()) <= 0.5 * size:
+        slope, trial_rounding = _slope(loss, F + trial, Y, p, shards)
+        trial_size = float(xp.abs(slope).max())
+        if not trial_size <= 0.5 * size:
             break
-        b = trial
-    return b
+        b, size, rounding = trial, trial_size, trial_rounding
+    return b, size <= 100 * rounding
 
 
 def newton_step(loss: Loss, F: Array, Y: Array, p: Array, slope: Array, shards: Shards) -> Array:
@@ -394,6 +397,8 @@ def _slope(loss: Loss, F: Array, Y: Array, p: Array, shards: Shards) -> tuple[Ar
 
 def _summed_hessian(loss: Loss, F: Array, Y: Array, p: Array, block: int = 4096) -> Array:
     """Return the sum of the Hessians of all rows (C, C)."""
+    if len(F) <= block:
+        return loss.hessian(F, Y, p).sum(axis=0)
     blocks = [slice(start, start + block) for start in range(0, len(F), block)]
     return sum(loss.hessian(F[rows], Y[rows], p[rows]).sum(axis=0) for rows in blocks)
 
@@ -434,8 +439,10 @@ def _pinv_solve(xp: ModuleType, H: Array, g: Array, *, scaled: bool) -> Array:
     else such directions are left out.
     """
     diagonal = H.diagonal()
-    if not float(diagonal.max()) > 0.0:
+    if not float(diagonal.max()) > LEAST_CURVATURE:
         return xp.zeros_like(g)
+    if len(g) == 1:
+        return g / diagonal
     sizes = xp.where(diagonal > 0, diagonal, xp.ones_like(g)) if scaled else 0 * g + diagonal.max()
     d = sizes**-0.5
     values, vectors = xp.linalg.eigh(H * d[:, None] * d)

@@ -22,21 +22,17 @@ from functools import cached_property
 import numpy as np
 
 from sklearn_convexbn.data._pooling import IDENTITY, Pooling
-from sklearn_convexbn.losses._base import Loss, newton_change, newton_step, optimal_intercept
 from sklearn_convexbn.program._arrangements import activation_patterns, cone_norm, largest_in_cones
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._base import Units
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
-from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._arrays import Array, as_numpy, like
 
 #: Relative gaps below this are looked at again with the correlations of the network's own units.
 CLOSE = 1e-6
 
 #: Errors of a bound up to this share of the objective are rounding.
 NEGLIGIBLE = 1e-9
-
-#: Steps of the intercept up to this are linearised: the error is below the square of it.
-LARGEST_CORRECTION = 1e-8
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,9 @@ class Certificate:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """One training problem; immutable.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem(Objective):
+    """One training problem, an objective and the hidden units it is for; immutable.
 
     Attributes
     ----------
@@ -137,14 +133,8 @@ class Problem:
         Whitened rows, last column ones; float32 where they are many, and computed when they are
         read where they do not fit into memory. Fits, dual points and their sums are computed
         where Z is; neurons are NumPy arrays always.
-    Y : ndarray or torch.Tensor of shape (n, C)
-    p : ndarray or torch.Tensor of shape (n,)
-        Row weights, positive, summing to one.
-    loss : Loss
-    alpha : float
-        Positive.
-    fit_intercept : bool
-        Whether b is free; else it is zero.
+    Y, p, loss, alpha, fit_intercept, shards
+        As in :class:`~sklearn_convexbn.program._objective.Objective`.
     activation : {"relu", "gated_relu"}
     gates : ndarray of shape (k, P) or None
         The list of arrangements the program is restricted to (always for gated ReLU).
@@ -153,9 +143,6 @@ class Problem:
         Whether `gates` lists every arrangement, so that nothing is lost.
     spectrum : ndarray of shape (k,)
         Diagonal of Z^T diag(p) Z.
-    shards : Shards
-        Where the other rows are, if these are not all. Then p sums to one over all, and values of
-        the objective and the dual are those of all rows.
     pooling : Pooling
         How the activations on the patches of a sample become its features.
     hidden_units : Units or None
@@ -163,16 +150,10 @@ class Problem:
     """
 
     Z: Array
-    Y: Array
-    p: Array
-    loss: Loss
-    alpha: float
-    fit_intercept: bool
     activation: str
     gates: np.ndarray | None
     all_arrangements: bool
     spectrum: np.ndarray
-    shards: Shards = ALL_HERE
     pooling: Pooling = IDENTITY
     hidden_units: Units | None = None
 
@@ -222,19 +203,11 @@ class Problem:
         T = self.units.correlations(Lambda, like(directions, self.Y))
         return np.linalg.norm(as_numpy(T), axis=0)
 
-    def constant(self) -> np.ndarray:
-        """Return the intercept (C,) of the best network without hidden units."""
-        if not self.fit_intercept:
-            return np.zeros(self.n_outputs)
-        nothing = array_namespace(self.Y).zeros_like(self.Y)
-        return as_numpy(optimal_intercept(self.loss, nothing, self.Y, self.p, shards=self.shards))
-
     @cached_property
     def nothing(self) -> tuple[Neurons, float]:
         """The best network without hidden units, and its objective."""
         neurons = Neurons.empty(self.units.n_parameters, self.constant(), self.units.n_cells)
-        xp = array_namespace(self.Y)
-        return neurons, self.mean_loss(xp.zeros_like(self.Y) + like(neurons.intercept, self.Y))
+        return neurons, self.mean_loss(self.constant_fit())
 
     def with_best_intercept(self, neurons: Neurons) -> tuple[Neurons, Array]:
         """Return the neurons with the optimal b, and the fit (n, C) including it."""
@@ -243,34 +216,13 @@ class Problem:
             zero = np.zeros(self.n_outputs)  # a solver may hand over rounding errors
             return (replace(neurons, intercept=zero) if neurons.intercept.any() else neurons), F
         b = like(neurons.intercept, F)
-        b = b + optimal_intercept(self.loss, F + b, self.Y, self.p, shards=self.shards)
+        b = b + self.best_intercept(F + b)
         return replace(neurons, intercept=as_numpy(b)), F + b
-
-    def mean_loss(self, F: Array) -> float:
-        """Return the mean loss of the fit F (n, C)."""
-        return float(self.shards.total(self.loss.value(F, self.Y, self.p)))
 
     def objective(self, neurons: Neurons) -> float:
         """Return the mean loss plus ``alpha`` times the mass, at the neurons' own b."""
         F = self.fit_without_intercept(neurons) + like(neurons.intercept, self.Y)
         return self.mean_loss(F) + self.alpha * neurons.mass
-
-    def dual_point(self, F: Array) -> Array:
-        """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C).
-
-        Where F has the optimal b, it sums to zero over the rows, more exactly than any b in float64
-        gives: as after one more Newton step, the first order of which is added to the gradient.
-        """
-        Lambda = -self.loss.gradient(F, self.Y, self.p)
-        if not self.fit_intercept:
-            return Lambda
-        residual, length = self.shards.totals(Lambda.sum(axis=0), abs(Lambda).sum())
-        if float(abs(residual).max()) <= 4.0 * np.finfo(float).eps * float(length):
-            return Lambda
-        step = newton_step(self.loss, F, self.Y, self.p, -residual, self.shards)
-        if float(abs(step).max()) > LARGEST_CORRECTION:
-            return Lambda
-        return Lambda - newton_change(self.loss, F, self.Y, self.p, step)
 
     def gate_norms(self, Lambda: np.ndarray) -> np.ndarray:
         """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1.
@@ -393,19 +345,6 @@ class Problem:
             return True
         residual = as_numpy(self.shards.total(Lambda.sum(axis=0)))
         return bool(abs(residual) @ abs(intercept) <= NEGLIGIBLE * abs(primal))
-
-    def dual_value(self, Lambda: Array, largest_correlation: float) -> float:
-        """Return the dual value of Lambda (n, C) scaled back until it is feasible.
-
-        Zero is feasible too, and its value a bound: that of a loss of perfect fit, 0.
-        """
-        scale = 1.0
-        if not largest_correlation <= self.alpha:
-            scale = self.alpha / largest_correlation
-        value, trivial = self.shards.totals(
-            *(float(self.loss.conjugate(-c * Lambda, self.Y, self.p)) for c in (scale, 0.0))
-        )
-        return -float(np.minimum(value, trivial))
 
     def _feasible(self, Lambda: Array, own: Array) -> tuple[Array, float]:
         """Return a dual point near Lambda that is feasible but for its correlations.

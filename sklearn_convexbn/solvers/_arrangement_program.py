@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import blas, lapack
 from torch import Tensor
 
-from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.program._objective import Objective
 
 #: Numbers in a temporary array: matrices are summed over chunks of rows or blocks this large.
 CHUNK = 2**23
@@ -24,18 +24,13 @@ CHUNK = 2**23
 BUMPS = (-15, -13, -11, -9, -6)
 
 
-@dataclass(frozen=True)
-class Program:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Program(Objective):
     """The data in torch; `patterns` are the 0/1 rows (P, n) of D_i, `signs` those of 2 D_i - I."""
 
     Z: Tensor
-    Y: Tensor
-    p: Tensor
     patterns: Tensor
     signs: Tensor
-    loss: Loss
-    alpha: float
-    fit_intercept: bool
 
     def __len__(self) -> int:
         return int(self.patterns.shape[0])
@@ -55,14 +50,13 @@ class Program:
 
     def intercept(self, F: Tensor, near: float = 0.0) -> Tensor:
         """Return the best b (1,) for a fit F (n, 1) without it; Newton starts at `near`."""
-        if not self.fit_intercept:
-            return F.new_zeros(1)
-        return near + optimal_intercept(self.loss, F + near, self.Y, self.p)
+        near *= self.fit_intercept
+        return near + self.best_intercept(F + near)
 
     def value(self, F: Tensor, S: Tensor) -> float:
         """Return the objective of blocks S (2, P, k) whose fit with b is F."""
         mass = float(S.norm(dim=-1).sum())
-        return float(self.loss.value(F, self.Y, self.p)) + self.alpha * mass
+        return self.mean_loss(F) + self.alpha * mass
 
     def cone_product(self, X: Tensor, out: Tensor) -> Tensor:
         """Return ``Z^T (2 D_i - I) x`` (2, P, k) for all blocks of X (2, P, n)."""

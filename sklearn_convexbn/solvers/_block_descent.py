@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize
 
-from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.support._arrays import as_numpy
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,21 +40,12 @@ SMALLEST_CURVATURE = 1e-14
 LEAST_DECREASE = 1e-14
 
 
-@dataclass(frozen=True)
-class Groups:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Groups(Objective):
     """The program: A_g (n, d) by `columns`, and A_g^T G (m, d, C) of all groups by `slopes`."""
 
     columns: Callable[[int], np.ndarray]
     slopes: Callable[[np.ndarray], np.ndarray]
-    Y: np.ndarray
-    p: np.ndarray
-    loss: Loss
-    alpha: float
-    fit_intercept: bool
-    shards: Shards = ALL_HERE
-
-    def mean_loss(self, F: np.ndarray) -> float:
-        return float(self.shards.total(self.loss.value(F, self.Y, self.p)))
 
 
 @dataclass(frozen=True)
@@ -70,11 +60,7 @@ class BlockPoint:
 
 def descend_units(
     A: Activations,
-    Y: Tensor,
-    p: Tensor,
-    loss: Loss,
-    alpha: float,
-    fit_intercept: bool,
+    objective: Objective,
     V: Tensor,
     b: Tensor,
     F: Tensor,
@@ -92,9 +78,8 @@ def descend_units(
         return as_numpy(A.correlations(torch.as_tensor(G, device=V.device))).reshape(shape)
 
     shape = (len(V) // A.cells, A.cells, V.shape[1])
-    data = (as_numpy(Y), as_numpy(p), loss, alpha, fit_intercept, A.shards)
-    start = (as_numpy(V).reshape(shape), as_numpy(b), as_numpy(F))
-    return descend(Groups(columns, slopes, *data), *start, sweeps)
+    groups = Groups(columns=columns, slopes=slopes, **objective.converted(as_numpy))
+    return descend(groups, as_numpy(V).reshape(shape), as_numpy(b), as_numpy(F), sweeps)
 
 
 def descend(groups: Groups, V: np.ndarray, b: np.ndarray, F: np.ndarray, sweeps: int) -> BlockPoint:
@@ -114,13 +99,12 @@ def descend(groups: Groups, V: np.ndarray, b: np.ndarray, F: np.ndarray, sweeps:
     point = BlockPoint(V.copy(), b, F, groups.mean_loss(F) + mass)
     for _ in range(sweeps):
         before = point.value
-        slopes = groups.slopes(groups.loss.gradient(point.F, groups.Y, groups.p))
+        slopes = groups.slopes(groups.gradient(point.F))
         norms = np.linalg.norm(slopes, axis=(1, 2))
         for g in np.flatnonzero((norms > groups.alpha) | point.V.any(axis=(1, 2))):
             point = _group_step(groups, int(g), point)
         if groups.fit_intercept:
-            arguments = (groups.loss, point.F, groups.Y, groups.p)
-            shift = optimal_intercept(*arguments, shards=groups.shards)
+            shift = groups.best_intercept(point.F)
             F = point.F + shift
             mass = groups.alpha * float(np.linalg.norm(point.V, axis=(1, 2)).sum())
             point = replace(point, b=point.b + shift, F=F, value=groups.mean_loss(F) + mass)
@@ -133,8 +117,8 @@ def _group_step(groups: Groups, g: int, point: BlockPoint) -> BlockPoint:
     """Move one group and the intercept to where their model is smallest, in place for V."""
     A, V, total = groups.columns(g), point.V[g], groups.shards.total
     X = np.hstack([A, np.ones((len(A), 1))]) if groups.fit_intercept else A
-    gradient = total(X.T @ groups.loss.gradient(point.F, groups.Y, groups.p))
-    D, U = groups.loss.curvatures(point.F, groups.Y, groups.p)
+    gradient = total(X.T @ groups.gradient(point.F))
+    D, U = groups.curvatures(point.F)
     H = total(_hessian(X, D, U))
     sizes = total(groups.p @ (X * X))
     # Half of the largest curvature everywhere, in every direction of the group; of a loss without

@@ -24,9 +24,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy import optimize
 
+from sklearn_convexbn.losses._base import optimal_intercept
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.search._bound import correlation_bound
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 #: A form is used only when its certificate closes to this relative gap.
 PROOF_TOLERANCE = 1e-8
@@ -255,7 +257,9 @@ class _ClassProblem:
                     total -= H @ np.linalg.pinv(H + _norm_hessian(t_c, tau)) @ H
             return total
 
-        start = self.loss.constant_fit(self.targets, self.shares)
+        start = optimal_intercept(
+            self.loss, 0.0 * self.targets, self.targets, self.shares, ALL_HERE
+        )
         if len(start) == 1:  # the envelope may be linear over a range: no curvature to use
             return np.array([_increasing_root(lambda b: gradient(np.array([b]))[0], start[0])])
         return _newton_descent(value, gradient, hessian, start)

@@ -45,7 +45,7 @@ class Factors:
         U, V, b = self.split(theta)
         penalty = float(U.square().sum() + V.square().sum())
         F = self.part.fit(self.blocks((U, V))) + b
-        return self.part.value(F) + 0.5 * self.part.alpha * penalty
+        return self.part.mean_loss(F) + 0.5 * self.part.alpha * penalty
 
     def expand(self, theta: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
         """Return the gradient, the Hessian as an operator, and a scale for every unknown."""

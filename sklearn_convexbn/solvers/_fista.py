@@ -145,7 +145,7 @@ def shrink_singular_values(X: Tensor, threshold: float) -> Tensor:
 
 def _largest_curvature(program: GatedProgram, F: Tensor) -> float:
     """Return the largest second derivative of one row's loss at the fit F (n, C)."""
-    D = program.loss.curvatures(F, program.Y, program.p)[0] / program.p.unsqueeze(1)
+    D = program.curvatures(F)[0] / program.p.unsqueeze(1)
     return max(float(D.max()), 1e-30)
 
 
@@ -174,7 +174,7 @@ def proximal_steps(program: GatedProgram, point: Point, accuracy: float, *, n_st
             new + momentum * (new - old) for new, old in ((S, S_old), (b, b_old), (fit, fit_old))
         )
         F = at + c
-        value, G = part.value(F), part.gradient(F)
+        value, G = part.mean_loss(F), part.gradient(F)
         slope, slope_b = part.adjoint(G), G.sum(dim=0) * part.fit_intercept
         S_old, b_old, fit_old = S, b, fit
         curvature = max(0.9 * curvature, 1e-6 * scale)
@@ -186,7 +186,9 @@ def proximal_steps(program: GatedProgram, point: Point, accuracy: float, *, n_st
             moves = float((S - W).square().sum()) / step + float((b - c).square().sum()) * curvature
             linear = float((slope * (S - W)).sum() + slope_b @ (b - c))
             model = value + linear + 0.5 * moves
-            if curvature > 4.0 * bound or part.value(fit + b) <= model + 4 * part.eps * abs(value):
+            if curvature > 4.0 * bound or part.mean_loss(fit + b) <= model + 4 * part.eps * abs(
+                value
+            ):
                 break
             curvature *= 2.0
         turned = float(((W - S) * (S - S_old)).sum()) * lipschitz

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_convexbn.losses._base import optimal_intercept
-from sklearn_convexbn.solvers._gated_program import GatedProgram, Point, singular_values
+from sklearn_convexbn.solvers._gated_program import GatedProgram, Point
 
 #: Operations of one Newton step above which the program is too large.
 MAX_STEP_COST = 3e8
@@ -61,15 +60,16 @@ def solve_dual(program: GatedProgram, tol: float) -> tuple[Point, Tensor]:
     """
     dual = _Dual(program)
     gates = torch.arange(program.M.shape[1], device=program.Z.device)
-    x, mu, best = dual.start(), 0.1 * dual.constant_value() / dual.parameter, None
+    x, mu, best = (
+        dual.start(),
+        0.1 * program.mean_loss(program.constant_fit()) / dual.parameter,
+        None,
+    )
     for _ in range(MAX_STAGES):
         x, S = dual.centre(x, mu)
-        b = _best_intercept(program, program.fit(S))
-        point, Lambda = Point(gates, S, b), dual.multipliers(x)
-        value, bound = (
-            _value(program, point),
-            -float(program.loss.conjugate(-Lambda, program.Y, program.p)),
-        )
+        point = Point(gates, S, program.best_intercept(program.fit(S)))
+        Lambda = dual.multipliers(x)
+        value, bound = program.value(point), program.dual_value(Lambda, 0.0)
         gap = (value - bound) / max(value, 1e-300)
         if best is not None and not gap < best[0]:
             break
@@ -81,24 +81,15 @@ def solve_dual(program: GatedProgram, tol: float) -> tuple[Point, Tensor]:
     return _sparsest(program, best[1], max(0.3 * tol, 0.1 * best[0])), best[2]
 
 
-def _best_intercept(program: GatedProgram, fit: Tensor) -> Tensor:
-    return optimal_intercept(program.loss, fit, program.Y, program.p) * program.fit_intercept
-
-
-def _value(program: GatedProgram, point: Point) -> float:
-    fit = program.fit(point.S) + point.b
-    return program.value(fit) + program.alpha * float(singular_values(point.S).sum())
-
-
 def _sparsest(program: GatedProgram, point: Point, tol: float) -> Point:
     """Leave out as many small singular values as raise the objective by `tol` at most."""
     left, s, right = torch.linalg.svd(point.S, full_matrices=False)
-    allowed = (1.0 + tol) * _value(program, point)
+    allowed = (1.0 + tol) * program.value(point)
     for cut in CUTS:
         kept = torch.where(s > cut * s.amax(), s, 0.0)
         S = (left * kept.unsqueeze(1)) @ right
-        b = _best_intercept(program, program.fit(S))
-        if _value(program, Point(point.gates, S, b)) <= allowed:
+        b = program.best_intercept(program.fit(S))
+        if program.value(Point(point.gates, S, b)) <= allowed:
             some = (kept > 0).any(dim=1)
             return Point(point.gates[some], S[some], b)
     return point
@@ -154,19 +145,10 @@ class _Dual:
         """Return Lambda (n, C)."""
         return self.program.p[:, None] * (self.rows @ x.unsqueeze(2))[:, :, 0]
 
-    def _constant_fit(self) -> Tensor:
-        program = self.program
-        nothing = torch.zeros_like(program.Y)
-        return nothing + _best_intercept(program, nothing)
-
-    def constant_value(self) -> float:
-        """Return the objective of the network without hidden units."""
-        return self.program.value(self._constant_fit())
-
     def start(self) -> Tensor:
         """Return the constant model's x, scaled until it is strictly feasible."""
         program = self.program
-        residuals = -program.gradient(self._constant_fit()) / program.p[:, None]
+        residuals = -program.gradient(program.constant_fit()) / program.p[:, None]
         x = torch.linalg.lstsq(self.rows, residuals.unsqueeze(2))[0][:, :, 0]
         largest = float(torch.linalg.matrix_norm(self._blocks(x), 2).amax())
         return x * min(0.5, 0.5 * program.alpha / max(largest, 1e-300))

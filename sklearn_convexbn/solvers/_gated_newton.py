@@ -52,13 +52,9 @@ class GroupNewton(Solver):
         rounds = group_newton(
             array(problem.Z),
             array(problem.patterns, np.float32),
-            array(problem.Y),
-            array(problem.p),
-            problem.loss,
-            problem.alpha,
-            problem.fit_intercept,
-            start,
+            start=start,
             tol=1e-3 * settings.tol,  # so that the driver's certificate decides, not this one
+            **problem.converted(array),
         )
         for found in rounds:
             q, b = as_numpy(found.S), np.array([found.b])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program._problem import Neurons, Problem
 
 #: Least number of gates that a round may add.
@@ -24,7 +25,7 @@ class Point:
     b: Tensor
 
 
-class GatedProgram:
+class GatedProgram(Objective):
     """The gated program's arrays on a torch device.
 
     Where units are pooled over K patches of a sample to G cells, Z and M have n K rows and a block
@@ -35,11 +36,8 @@ class GatedProgram:
         def tensor(a: np.ndarray) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(a), device=device).to(dtype)
 
-        self.Z, self.Y, self.p = tensor(problem.Z), tensor(problem.Y), tensor(problem.p)
-        self.M = tensor(problem.patterns)
-        self.loss, self.alpha = problem.loss, problem.alpha
-        self.pooling = problem.pooling
-        self.fit_intercept = float(problem.fit_intercept)
+        super().__init__(**problem.converted(tensor))
+        self.Z, self.M, self.pooling = tensor(problem.Z), tensor(problem.patterns), problem.pooling
         # With b fitted, columns are centred: the loss then hardly couples b and the blocks.
         self.centres = self._correlations(self.p[:, None]) * self.fit_intercept
         self.eps = torch.finfo(dtype).eps
@@ -50,11 +48,10 @@ class GatedProgram:
         part.M, part.centres = self.M[:, gates], self.centres[gates]
         return part
 
-    def value(self, F: Tensor) -> float:
-        return float(self.loss.value(F, self.Y, self.p))
-
-    def gradient(self, F: Tensor) -> Tensor:
-        return self.loss.gradient(F, self.Y, self.p)
+    def value(self, point: Point) -> float:
+        """Return the objective of a point on the gates of this program."""
+        mass = float(singular_values(point.S).sum())
+        return self.mean_loss(self.fit(point.S) + point.b) + self.alpha * mass
 
     def fit(self, S: Tensor) -> Tensor:
         """Return ``sum_g D_g Z S_g``, pooled, (n, C) in centred columns; S is (P, k, G C)."""
@@ -117,12 +114,10 @@ class GatedProgram:
 
     def look_at_all_gates(self, point: Point) -> tuple[Tensor, float, float]:
         """Return the norm of every gate's correlation (P,), the objective and ``max/alpha - 1``."""
-        F = self.restricted(point.gates).fit(point.S) + point.b
-        G = self.gradient(F)
-        norms = spectral_norms(self.adjoint(G))
-        value = self.value(F) + self.alpha * float(singular_values(point.S).sum())
+        part = self.restricted(point.gates)
+        norms = spectral_norms(self.adjoint(self.gradient(part.fit(point.S) + point.b)))
         largest = float(norms.amax()) if len(norms) else 0.0
-        return norms, value, max(largest / self.alpha - 1.0, 0.0)
+        return norms, part.value(point), max(largest / self.alpha - 1.0, 0.0)
 
     def working_set(self, point: Point, norms: Tensor) -> Point:
         """Add zero blocks for the worst violators: as many as are active, at least 64."""

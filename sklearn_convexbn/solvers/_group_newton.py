@@ -28,10 +28,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.solvers._block_descent import Groups, descend
 from sklearn_convexbn.solvers._factors import (
     cast,
@@ -75,13 +75,10 @@ class GroupSolution:
 def group_newton(
     Z: Array,
     M: Array,
-    Y: Array,
-    p: Array,
-    loss: Loss,
-    alpha: float,
-    fit_intercept: bool,
+    *,
     start: tuple[Array, Array, float] | None = None,
     tol: float = 1e-9,
+    **data: Any,
 ) -> Iterator[GroupSolution]:
     """Yield better and better solutions until one has a relative duality gap of at most `tol`.
 
@@ -91,16 +88,11 @@ def group_newton(
         The arrays that follow are of the same kind and, for tensors, on the same device.
     M : array of shape (n, P), float64 or float32
         One multiplier of the rows a group: 0/1 patterns, or any real numbers.
-    Y : array of shape (n, 1)
-    p : array of shape (n,)
-        Row weights, summing to one.
-    loss : Loss
-    alpha : float
-        Positive.
-    fit_intercept : bool
     start : tuple of (groups, S, b), optional
         Distinct group indices (m,), their S (m, k) and b to start from.
     tol : float, default=1e-9
+    **data
+        Of the :class:`~sklearn_convexbn.program._objective.Objective`.
 
     Yields
     ------
@@ -109,17 +101,16 @@ def group_newton(
         coordinate descent goes on, and they from there. The last one meets `tol`, or it repeats
         the one before it and is `stalled`: rounding hides what there is to gain.
     """
-    program = Program(Z, M, Y, p, loss, float(alpha), fit_intercept, single=True)
-    floor = 1e-12 * float(loss.value(0.0 * Y, Y, p))  # data that are fitted exactly
+    program = Program(Z, M, single=True, **data)
+    floor = 1e-12 * program.mean_loss(0.0 * program.Y)  # data that are fitted exactly
     state, best_dual, last_gap, slow = _initial_state(program, start), -math.inf, math.inf, 0
     sweeps, creeping = FIRST_SWEEPS, 0
     while True:
         gradient = program.gradient(state.F)
         w, norms = program.all_correlations(-gradient, state.active)
         largest = float(norms.max()) if len(norms) else 0.0
-        scaled = gradient * min(1.0, alpha / largest if largest > 0 else 1.0)
-        best_dual = max(best_dual, -float(loss.conjugate(scaled, Y, p)))
-        primal = float(loss.value(state.F, Y, p) + alpha * row_norms(state.S).sum())
+        best_dual = max(best_dual, program.dual_value(-gradient, largest))
+        primal = program.value(state.F, state.S)
         gap = max(primal - best_dual, 0.0) / max(primal, floor, 1e-300)
         solution = GroupSolution(state.active, state.S, state.b, gap, -gradient, largest)
         # Before the next round is computed: the caller may need no better one.
@@ -149,7 +140,7 @@ def group_newton(
 def _initial_state(program: Program, start: tuple[Array, Array, float] | None) -> State:
     """Return the constant model, or the ridge solution with eta_g = |S_g| of a better start."""
     F = 0.0 * program.Y
-    F = F + program.best_shift(F)
+    F = F + program.best_intercept(F)
     none = index_array([], F)
     state = solve_ridge(program, none, F[:0, 0], F, float("inf"))
     if start is None or len(start[0]) == 0:
@@ -192,7 +183,6 @@ def _solved_again(program: Program, state: State) -> tuple[State, State | None]:
 def _safe_round(program: Program, state: State, sweeps: int) -> State | None:
     """Lower the objective by block coordinate descent; None where it cannot."""
     Z, M = as_numpy(program.Z), as_numpy(program.M)
-    arguments = as_numpy(program.Y), as_numpy(program.p), program.loss, program.alpha
 
     def columns(group: int) -> np.ndarray:
         return M[:, group, None] * Z
@@ -202,12 +192,10 @@ def _safe_round(program: Program, state: State, sweeps: int) -> State | None:
 
     V = np.zeros((M.shape[1], Z.shape[1], 1))
     V[as_numpy(state.active)] = as_numpy(state.S)[:, :, None]
-    groups = Groups(columns, slopes, *arguments, program.fit_intercept)
+    groups = Groups(columns=columns, slopes=slopes, **program.converted(as_numpy))
     point = descend(groups, V, np.array([state.b]), as_numpy(state.F), sweeps)
-    start = float(program.loss.value(state.F, program.Y, program.p))
-    start += program.alpha * float(row_norms(state.S).sum())
     active = np.flatnonzero(point.V.any(axis=(1, 2)))
-    if not point.value < start or len(active) == 0:
+    if not point.value < program.value(state.F, state.S) or len(active) == 0:
         return None
     S, F = like(point.V[active, :, 0], program.Z), like(point.F, program.Z)
     index, eta = index_array(active, program.Z), row_norms(S)

@@ -12,10 +12,10 @@ NumPy's, or torch tensors of one device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from sklearn_convexbn.losses._base import Loss
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.solvers._factors import (
     cast,
     cholesky_solve,
@@ -98,32 +98,27 @@ class _GramCache:
             self.slots[group] = len(self.slots)
 
 
-@dataclass
-class Program:
-    """The data of one program.
+class Program(Objective):
+    """The data of one program; `data` is that of the objective.
 
     M may be in float32, to halve the time of a look at all groups; what is computed from it
     is in float64 where it matters. `single` allows factors in float32; `accuracy` is what the
     ridge problems are solved to.
     """
 
-    Z: Array
-    M: Array
-    Y: Array
-    p: Array
-    loss: Loss
-    alpha: float
-    fit_intercept: bool
-    single: bool = False
-    accuracy: float = 1e-11
-    kernels: dict[Any, Array] = field(default_factory=dict)
-    gram: _GramCache = field(default_factory=_GramCache)
+    def __init__(self, Z: Array, M: Array, *, single: bool = False, **data: Any) -> None:
+        super().__init__(**data)
+        self.Z, self.M, self.single, self.accuracy = Z, M, single, 1e-11
+        self.kernels: dict[Any, Array] = {}
+        self.gram = _GramCache()
 
-    def gradient(self, F: Array) -> Array:
-        return self.loss.gradient(F, self.Y, self.p)
+    def value(self, F: Array, S: Array) -> float:
+        """Return the objective of blocks S (m, k) whose fit with b is F."""
+        return self.mean_loss(F) + self.alpha * float(row_norms(S).sum())
 
     def weights(self, F: Array) -> Array:
-        return self.loss.curvatures(F, self.Y, self.p)[0]
+        """Return the second derivatives of the mean loss (n, 1)."""
+        return self.curvatures(F)[0]
 
     def correlations(self, column: Array, M: Array) -> Array:
         """Return ``Z^T diag(M_g) column`` of every group (P, k), without the n x Pk design."""
@@ -165,25 +160,6 @@ class Program:
         w[again] = (spread.T @ self.columns(again)).T
         norms[again] = row_norms(w[again])
         return w, norms
-
-    def best_shift(self, F: Array) -> float:
-        """Return the b that minimises the loss of F + b: Newton in a bracket of the root."""
-        # As optimal_intercept, for one output, where scalars save most of the time.
-        if not self.fit_intercept:
-            return 0.0
-        b, low, high = 0.0, -float("inf"), float("inf")
-        for _ in range(60):
-            slope = float(self.gradient(F + b).sum())
-            curvature = float(self.weights(F + b).sum())
-            low, high = (b, high) if slope < 0 else (low, b)
-            step = -slope / curvature if curvature > 0 else -slope
-            step = min(max(step, -4.0 - abs(b)), 4.0 + abs(b))
-            if not low <= b + step <= high:
-                step = 0.5 * (low + high) - b
-            b += step
-            if abs(step) <= 1e-14 * (1.0 + abs(b)):
-                break
-        return b
 
 
 @dataclass
@@ -344,11 +320,11 @@ def _state_from_dual(
     """Return the point ``S_g = eta_g Z^T diag(M_g) lam / alpha`` with the best intercept."""
     S = (eta / program.alpha)[:, None] * program.correlations(lam, M)
     F = program.fit(M, S)
-    b = program.best_shift(F)
+    b = program.best_intercept(F)
     F = F + b
-    fit = float(program.loss.value(F, program.Y, program.p))
     penalty = float(((S * S).sum(1) / eta + eta).sum())
-    return State(active, eta, S, b, F, fit + 0.5 * program.alpha * penalty, factor)
+    phi = program.mean_loss(F) + 0.5 * program.alpha * penalty
+    return State(active, eta, S, float(b[0]), F, phi, factor)
 
 
 def solve_ridge(program: Program, active: Array, eta: Array, F: Array, target: float) -> State:

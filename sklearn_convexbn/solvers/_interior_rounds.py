@@ -58,14 +58,13 @@ def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]
         upper bound on its largest correlation. The last one says that it stalled.
     """
     full, listed = _torch_program(problem, settings.device)
-    constant = full.intercept(torch.zeros_like(full.Y))
-    fit = torch.zeros_like(full.Y) + constant
-    value = float(full.loss.value(fit, full.Y, full.p))
+    constant, fit = full.constant(), full.constant_fit()
+    value = full.mean_loss(fit)
     bound = _bound(full, fit, torch.zeros(0, dtype=torch.long, device=fit.device), None)
-    empty = Neurons.empty(full.Z.shape[1], constant.cpu().numpy())
+    empty = Neurons.empty(full.Z.shape[1], constant)
     # Here all bounds are exact, so none above alpha proves that the network is empty.
     # A constant target leaves rounding errors to fit, or (one class only) an infinite b.
-    nothing_left = value <= 1e-20 * float(full.loss.value(0.0 * fit, full.Y, full.p))
+    nothing_left = value <= 1e-20 * full.mean_loss(0.0 * fit)
     done = bound.largest <= full.alpha * (1 + 1e-12) or nothing_left
     yield _iterate(empty, bound, stalled=done)
     if done:
@@ -74,7 +73,7 @@ def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]
     if len(start):
         part_fit = torch.as_tensor(problem.with_best_intercept(start)[1], device=fit.device)
         yield _iterate(start, _bound(full, part_fit, start_rows[:0], None), stalled=False)
-    b, tol = float(constant), settings.tol
+    b, tol = float(constant[0]), settings.tol
     yield from _working_sets(full, listed, bound, start_rows, value=value, b=b, tol=tol)
 
 
@@ -175,9 +174,7 @@ def _bound(full: Program, F: Tensor, rows: Tensor, point: Point | None) -> _Boun
     much more, relative to alpha, than the objective. The point's multipliers bound the
     correlation with its own cones `rows`; the others are projected on.
     """
-    Lambda = -full.loss.gradient(F, full.Y, full.p)
-    if full.fit_intercept:
-        Lambda = Lambda - full.p[:, None] * Lambda.sum()
+    Lambda = full.dual_point(F)
     C = full.correlations(Lambda)
     norms = C.norm(dim=-1)
     outside = torch.ones_like(norms, dtype=torch.bool)
@@ -190,9 +187,7 @@ def _bound(full: Program, F: Tensor, rows: Tensor, point: Point | None) -> _Boun
     if len(i):
         norms[e, i] = project_on_cones(full.Z, full.signs[i], C[e, i]).norm(dim=1)
     largest = float(norms.max()) if norms.numel() else 0.0
-    scale = min(1.0, full.alpha / largest) if largest > 0 else 1.0
-    value = -float(full.loss.conjugate(-scale * Lambda, full.Y, full.p))
-    return _Bound(Lambda, norms, largest, value)
+    return _Bound(Lambda, norms, largest, full.dual_value(Lambda, largest))
 
 
 def _iterate(neurons: Neurons, bound: _Bound, *, stalled: bool) -> Iterate:
@@ -287,13 +282,9 @@ def _torch_program(problem: Problem, device: str) -> tuple[Program, np.ndarray]:
     patterns = tensor(problem.patterns[:, listed].T)
     program = Program(
         Z=tensor(problem.Z),
-        Y=tensor(problem.Y),
-        p=tensor(problem.p),
         patterns=patterns,
         signs=2 * patterns - 1,
-        loss=problem.loss,
-        alpha=problem.alpha,
-        fit_intercept=problem.fit_intercept,
+        **problem.converted(tensor),
     )
     return program, listed
 

@@ -192,12 +192,12 @@ class Step:
         fit = program.fit(point.s) + point.b
         if program.fit_intercept:
             direction = direction + self.db
-        gradient = program.loss.gradient(fit, program.Y, program.p)
+        gradient = program.gradient(fit)
         change = self.hessian * direction
         here = float(self.dual_residual.norm(dim=-1).max())
         allowed = max(TRUST * here, ACCURACY * program.alpha)
         for _ in range(MAX_HALVINGS):
-            moved = program.loss.gradient(fit + length * direction, program.Y, program.p)
+            moved = program.gradient(fit + length * direction)
             error = program.correlations(moved - gradient - length * change)[0]
             if float(error.norm(dim=-1).max()) <= allowed * length:
                 break
@@ -222,7 +222,7 @@ def linearise(program: Program, point: Point, work: Workspace) -> Step:
     """Return residuals, scaling and the factorised Newton matrix at the point."""
     k = program.Z.shape[1]
     F = program.fit(point.s) + point.b
-    G = program.loss.gradient(F, program.Y, program.p)
+    G = program.gradient(F)
     h = program.loss.hessian(F, program.Y, program.p)[:, :, 0]
     mu_product = program.cone_product(point.mu, work.scratch)
     dual_residual = program.correlations(G) - point.z - mu_product

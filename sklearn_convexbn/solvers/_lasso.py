@@ -19,7 +19,8 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.losses._base import Loss
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 
@@ -79,7 +80,9 @@ def lasso_refit(
     b : torch.Tensor of shape (1,)
         Zero without an intercept.
     """
-    program = _Program(A, Y, p, loss, alpha, fit_intercept)
+    program = _Program(
+        A=A, Y=Y, p=p, loss=loss, alpha=alpha, fit_intercept=fit_intercept, shards=A.shards
+    )
     point, sweeps, last_gap = program.at(start_weights), FIRST_SWEEPS, float("inf")
     for _ in range(MAX_NEWTON_STEPS if len(start_weights) else 0):
         slopes, gap = program.slopes_and_gap(point)
@@ -88,9 +91,7 @@ def lasso_refit(
         # At the end values are equal up to rounding while the gap still falls.
         new = _newton_step(program, point, slopes, closer=gap <= 0.5 * last_gap)
         if new is None:
-            safe = descend_units(
-                A, Y, p, loss, alpha, fit_intercept, point.v, point.b, point.F, sweeps=sweeps
-            )
+            safe = descend_units(A, program, point.v, point.b, point.F, sweeps=sweeps)
             new = program.at(torch.as_tensor(safe.V[:, 0], device=point.v.device))
             sweeps = min(2 * sweeps, MAX_SWEEPS)
             if not new.value < point.value:
@@ -109,32 +110,22 @@ class _Point:
     value: float
 
 
-@dataclass(frozen=True)
-class _Program:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Program(Objective):
     """The data of one refit."""
 
     A: Activations
-    Y: Tensor
-    p: Tensor
-    loss: Loss
-    alpha: float
-    fit_intercept: bool
 
     def at(self, v: Tensor) -> _Point:
-        loss, Y, p, shards = self.loss, self.Y, self.p, self.A.shards
         F = self.A.fit(v)
-        b = torch.zeros_like(F[0])
-        if self.fit_intercept:
-            b = optimal_intercept(loss, F, Y, p, shards=shards)
-        value = float(shards.total(loss.value(F + b, Y, p)))
-        return _Point(v, b, F + b, value + self.alpha * float(v.abs().sum()))
+        b = self.best_intercept(F)
+        return _Point(v, b, F + b, self.mean_loss(F + b) + self.alpha * float(v.abs().sum()))
 
     def slopes_and_gap(self, point: _Point) -> tuple[Tensor, float]:
         """Return the gradient of the loss in v (m, 1), and the relative duality gap."""
-        G = self.loss.gradient(point.F, self.Y, self.p)
+        G = self.gradient(point.F)
         slopes = self.A.correlations(G)
-        scale = min(1.0, self.alpha / max(float(slopes.abs().amax()), 1e-300))
-        dual = -float(self.A.shards.total(self.loss.conjugate(scale * G, self.Y, self.p)))
+        dual = self.dual_value(-G, float(slopes.abs().amax()))
         return slopes, (point.value - dual) / max(abs(point.value), 1e-300)
 
 
@@ -145,7 +136,7 @@ def _newton_step(
 
     Where the last step brought the bound `closer`, a full step need only not raise the value.
     """
-    weights = program.loss.curvatures(point.F, program.Y, program.p)[0][:, 0]
+    weights = program.curvatures(point.F)[0][:, 0]
     H = _hessian(program.A, weights, program.fit_intercept)
     old = point.v.cpu().numpy()[:, 0]
     new = quadratic_lasso(H, H @ old - slopes.cpu().numpy()[:, 0], program.alpha, old)

@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn.data._pooling import columns_of
-from sklearn_convexbn.losses._base import Loss, optimal_intercept
+from sklearn_convexbn.losses._base import Loss
+from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
 from sklearn_convexbn.solvers._group_ridge import safe_cholesky
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
@@ -60,28 +61,18 @@ ROUNDING = 1.0 + 1e-15
 MAX_CG_STEPS, CG_TOLERANCE = 60, 1e-2
 
 
-@dataclass(frozen=True)
-class _Program:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Program(Objective):
     """The data of one refit; activations are centred when the intercept is fitted."""
 
     A: Activations
-    Y: Tensor
-    p: Tensor
-    loss: Loss
-    alpha: float
-    fit_intercept: bool
-
-    def total(self, a: Tensor) -> Tensor:
-        """Return a sum over rows, completed by those of other processes."""
-        return self.A.shards.total(a)
 
     def norms(self, V: Tensor) -> Tensor:
         """Return the norm of each neuron's part of V (m G, C), shape (m,)."""
         return _norms(V, self.A.cells)
 
     def objective(self, V: Tensor, F: Tensor) -> float:
-        fit = self.total(self.loss.value(F, self.Y, self.p))
-        return float(fit + self.alpha * self.norms(V).sum())
+        return self.mean_loss(F) + self.alpha * float(self.norms(V).sum())
 
 
 def _norms(V: Tensor, cells: int) -> Tensor:
@@ -138,7 +129,15 @@ def multi_output_refit(
     b : torch.Tensor of shape (C,)
     """
     centre = A.means(p) if fit_intercept else p.new_zeros(A.shape[1])
-    program = _Program(A.centred(centre), Y, p, loss, float(alpha), fit_intercept)
+    program = _Program(
+        A=A.centred(centre),
+        Y=Y,
+        p=p,
+        loss=loss,
+        alpha=float(alpha),
+        fit_intercept=fit_intercept,
+        shards=A.shards,
+    )
     b = start_intercept + centre @ start_weights
     constant = torch.zeros_like(b) if fit_intercept else b
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
@@ -149,9 +148,8 @@ def multi_output_refit(
 
 def _rounds(program: _Program, best: _Point, tol: float) -> _Point:
     """Take rounds of both steps, and of block coordinate descent where they fail or creep."""
-    Y, p, loss = program.Y, program.p, program.loss
     # Targets that are fitted exactly have the optimum zero, up to rounding.
-    floor = max(1e-12 * float(program.total(loss.value(torch.zeros_like(Y), Y, p))), 1e-300)
+    floor = max(1e-12 * program.mean_loss(torch.zeros_like(program.Y)), 1e-300)
     bound, slow, creeping, sweeps = best.dual, 0, 0, FIRST_SWEEPS
     for _ in range(MAX_ROUNDS):
         old, old_bound = best.value, bound
@@ -179,48 +177,29 @@ def _rounds(program: _Program, best: _Point, tol: float) -> _Point:
 
 def _safe_steps(program: _Program, point: _Point, sweeps: int) -> _Point:
     """Go on by block coordinate descent, one neuron at a time."""
-    data = (program.A, program.Y, program.p, program.loss, program.alpha, program.fit_intercept)
-    found = descend_units(*data, point.V, point.b, point.F, sweeps=sweeps)
+    found = descend_units(program.A, program, point.V, point.b, point.F, sweeps=sweeps)
     V, b = (torch.as_tensor(a, device=point.V.device) for a in (found.V, found.b))
     return _evaluate(program, V.reshape(point.V.shape), b)
 
 
 def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
-    loss, Y, p, alpha = program.loss, program.Y, program.p, program.alpha
     F = program.A.fit(V) + b
-    if program.fit_intercept:
-        shift = _best_shift(program, F)
-        b, F = b + shift, F + shift
-    G = loss.gradient(F, Y, p)
+    shift = program.best_intercept(F)
+    b, F = b + shift, F + shift
+    G = program.gradient(F)
     gradient = program.A.correlations(G)
     largest = float(program.norms(gradient).max()) if len(gradient) else 0.0
-    U = G * min(1.0, alpha / max(largest, 1e-300))
-    dual = float(program.total((U.sum(dim=0) * b).sum() - loss.conjugate(U, Y, p)))
+    U = G * min(1.0, program.alpha / max(largest, 1e-300))
+    conjugate = program.loss.conjugate(U, program.Y, program.p)
+    dual = float(program.shards.total((U.sum(dim=0) * b).sum() - conjugate))
     if program.fit_intercept:
-        slope, size = program.A.shards.totals(G.sum(dim=0), G.abs().sum())
+        slope, size = program.shards.totals(G.sum(dim=0), G.abs().sum())
         if float(slope.abs().max()) > 1e-10 * float(size):
             dual = -float("inf")  # columns have to sum to zero when b is free
     return _Point(V, b, F, program.objective(V, F), gradient, dual)
 
 
-def _best_shift(program: _Program, F: Tensor) -> Tensor:
-    """Return the best intercept of F: a few Newton steps, else the safeguarded method."""
-    loss, Y, p, b = program.loss, program.Y, program.p, torch.zeros_like(F[0])
-    for _ in range(5):
-        G = loss.gradient(F + b, Y, p)
-        slope, size = program.A.shards.totals(G.sum(dim=0), G.abs().sum())
-        if float(slope.abs().max()) <= 1e-14 * float(size):
-            return b
-        b = b - _summed_inverse(*_row_hessians(program, F + b), program.A.shards) @ slope
-    return optimal_intercept(loss, F, Y, p, shards=program.A.shards)
-
-
-def _row_hessians(program: _Program, F: Tensor) -> tuple[Tensor, Tensor]:
-    """Return D (n, C) and U (R, n, C): row i's Hessian is ``diag(D_i) - sum_r U_ri U_ri^T``."""
-    return program.loss.curvatures(F, program.Y, program.p)
-
-
-def _summed_inverse(D: Tensor, U: Tensor, shards: Shards = ALL_HERE) -> Tensor:
+def _summed_inverse(D: Tensor, U: Tensor, shards: Shards) -> Tensor:
     """Return the pseudoinverse (C, C) of the sum of the row Hessians."""
     U = U.flatten(0, 1)
     total = shards.total(torch.diag(D.sum(dim=0)) - U.T @ U)
@@ -314,15 +293,15 @@ class _Metric:
 def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
     """Return the metric of the neurons `rows` at F."""
     A = program.A.columns(rows)
-    D, U = _row_hessians(program, F)
+    D, U = program.curvatures(F)
     W = D - (U * U).sum(dim=0)
     alike = float((W - W[:, :1]).abs().max()) == 0.0 if len(W) else True
-    if program.A.shards.maximum(float(not alike)) == 0.0:
+    if program.shards.maximum(float(not alike)) == 0.0:
         W = W[:, :1]
     H = A.gram(W)
     if not program.fit_intercept:
         return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha, A.cells)
-    total = program.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
+    total = program.shards.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
     means = A.correlations(W).T / total
     H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
     return _Metric(H, means, program.alpha, A.cells)
@@ -404,8 +383,8 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
     columns = program.A.columns_of(rows)
     size = norms[rows].repeat_interleave(cells).unsqueeze(1)
     A, unit, stiffness = program.A.columns(rows), point.V[columns] / size, program.alpha / size
-    diagonal, root = _row_hessians(program, point.F)
-    inverse = _summed_inverse(diagonal, root, A.shards) * float(program.fit_intercept)
+    diagonal, root = program.curvatures(point.F)
+    inverse = _summed_inverse(diagonal, root, program.shards) * float(program.fit_intercept)
 
     def curved(change: Tensor) -> Tensor:
         curved = diagonal * change
@@ -414,7 +393,7 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
         return curved
 
     def intercept(change: Tensor) -> Tensor:
-        return -inverse @ program.total(curved(change).sum(dim=0))
+        return -inverse @ program.shards.total(curved(change).sum(dim=0))
 
     def hessian(D: Tensor) -> Tensor:
         change = A.fit(D)
