@@ -53,8 +53,8 @@ def test_outputs_are_those_of_the_decision_function(dtype, rtol, monkeypatch):
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=rtol * np.abs(expected).max())
     assert head.dual_gap_ <= head.tol
     assert not hasattr(CLASSIFIER, "coefs_")
-    found = certify(network[1:].double(), values, y, alpha=0.1, n_starts=100, random_state=0)
-    assert found.objective == pytest.approx(head.objective_, rel=1e-4)
+    found = certify(network[1:].double(), values, y, alpha=0.1, effort=100, random_state=0)
+    assert found.primal == pytest.approx(head.objective_, rel=1e-4)
 
 
 def test_the_module_given_keeps_modes_weights_and_statistics():
