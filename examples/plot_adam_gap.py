@@ -49,9 +49,7 @@ def train(X: np.ndarray, y: np.ndarray, width: int, lr: float) -> tuple[list, fl
         seconds += time.perf_counter() - begin
         if step in CHECKPOINTS:
             starts = 500 if step == CHECKPOINTS[-1] else 50
-            certificates.append(
-                certify(network, X, y, alpha=ALPHA, n_starts=starts, random_state=0)
-            )
+            certificates.append(certify(network, X, y, alpha=ALPHA, effort=starts, random_state=0))
     return certificates, seconds
 
 
@@ -64,7 +62,7 @@ def draw(runs: dict, optimum: ConvexBNRegressor, path: Path) -> None:
         for i, lr in enumerate(LEARNING_RATES):
             certificates = runs[width, lr][0]
             gaps = [100 * c.gap for c in certificates]
-            excess = [100 * (1 - optimum.objective_ / c.objective) for c in certificates]
+            excess = [100 * (1 - optimum.objective_ / c.primal) for c in certificates]
             axis.loglog(
                 CHECKPOINTS, gaps, "o-", ms=4, color=f"C{i}", label=f"Adam, rate {lr:g}: gap"
             )
@@ -104,9 +102,9 @@ def main() -> None:
     )
     for (width, lr), (certificates, spent) in runs.items():
         c = certificates[-1]
-        excess = 1 - optimum.objective_ / c.objective
+        excess = 1 - optimum.objective_ / c.primal
         print(
-            f"{width:7d}{lr:8g}{c.objective:11.5f}{c.gap:9.2%}{c.stationarity_gap:12.2%}"
+            f"{width:7d}{lr:8g}{c.primal:11.5f}{c.gap:9.2%}{c.stationarity_gap:12.2%}"
             f"{excess:9.2%}{spent:7.1f}"
         )
     print(

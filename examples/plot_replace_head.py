@@ -62,8 +62,8 @@ def certificate_of_head() -> tuple[float, float]:
     """Return the objective of the CNN's head on its features, and the gap of a quick search."""
     with torch.no_grad():
         values = features(images[train]).double().numpy()
-    found = certify(head, values, labels[train], alpha=ALPHA, n_starts=500, random_state=0)
-    return found.objective, found.gap
+    found = certify(head, values, labels[train], alpha=ALPHA, effort=500, random_state=0)
+    return found.primal, found.gap
 
 
 optimizer = torch.optim.Adam(cnn.parameters(), lr=3e-3)

@@ -397,10 +397,10 @@ def _check_certify(verdict: Verdict, fitted) -> None:
         case.y,
         alpha=fitted.alpha,
         sample_weight=case.weights,
-        n_starts=100,
+        effort=100,
         random_state=0,
     )
-    primal, bound = judged.objective, judged.lower_bound
+    primal, bound = judged.primal, judged.dual
     verdict.expect(bool(np.isfinite([primal, bound]).all()), "certify is not finite")
     scale = _loss_of_nothing(case, fitted)
     error = abs(primal - fitted.objective_)

@@ -95,7 +95,7 @@ def solve(problem, solver, *, tol=1e-3, max_iter=200, seed=0, start=None):
     settings = solvers.RunSettings(
         tol=tol,
         device="cpu",
-        random_directions=lambda count: rng.normal(size=(k, count)),
+        random_directions=lambda count, random_state: random_state.normal(size=(k, count)),
         random_state=rng,
         start=start,
     )

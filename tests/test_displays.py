@@ -96,7 +96,7 @@ def test_convergence_draws_the_history(models, name, x):
 def test_bound_is_each_rounds_own_and_not_the_best_seen():
     # The second round's estimate was too good: the third search has shown it.
     display = ConvergenceDisplay(
-        objective=[1.0, 0.9, 0.85], dual_gap=[0.5, 0.1, 0.2], time=[1, 2, 3], kind="estimated"
+        objective=[1.0, 0.9, 0.85], dual_gap=[0.5, 0.1, 0.2], time=[1, 2, 3], kind="stopping"
     ).plot()
     np.testing.assert_allclose(display.bound_line_.get_ydata(), [0.5, 0.81, 0.68])
 
@@ -104,7 +104,7 @@ def test_bound_is_each_rounds_own_and_not_the_best_seen():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pursuit", ["estimated lower bound"]),
+        ("pursuit", ["estimated lower bound", "by an independent search"]),
         ("gated", ["certified lower bound for 20 fixed gates"]),
         ("list", ["certified lower bound for 10 sampled arrangements"]),
         ("closed form", ["certified lower bound"]),
@@ -123,6 +123,23 @@ def test_bound_is_called_certified_where_it_is(models, name, expected):
         np.testing.assert_allclose(display.proven_.get_xydata(), [[m.n_iter_, m.certificate_.dual]])
     else:
         assert display.proven_ is None
+    if name == "pursuit":
+        marks = display.verified_.get_xydata()
+        np.testing.assert_allclose(marks[-1], [m.n_iter_, m.certificate_.dual])
+        assert len(marks) == (m.history_["kind"] == "verified").sum()
+    else:
+        assert display.verified_ is None
+
+
+def test_every_verified_bound_is_marked_and_those_of_the_stopping_test_are_not():
+    kind = ["stopping", "verified", "stopping", "verified"]
+    display = ConvergenceDisplay(
+        objective=[1.0, 0.9, 0.85, 0.8], dual_gap=[0.5, 0.1, 0.2, 0.1], time=range(4), kind=kind
+    ).plot()
+    np.testing.assert_allclose(display.verified_.get_xydata(), [[2, 0.81], [4, 0.72]])
+    assert display.proven_ is None
+    assert labels(display.ax_)[1:] == ["estimated lower bound", "by an independent search"]
+    assert "certified" not in display.ax_.get_title()
 
 
 def test_nothing_is_interpolated_against_time(models):
@@ -220,8 +237,9 @@ def test_style_keywords_win_over_defaults_by_any_alias(models):
     [
         ({"dual_gap": [0.1, 0.2]}, "one shape"),
         ({"objective": [], "dual_gap": [], "time": []}, "one shape"),
-        ({"kind": "proven"}, "kind must be one of 'exact', 'estimated'"),
-        ({"earlier_kind": "proven"}, "earlier_kind must be one of"),
+        ({"kind": "proven"}, "kind must be one of 'exact', 'verified', 'stopping'"),
+        ({"kind": ["proven"]}, "kind must be one of"),
+        ({"kind": ["exact", "exact"]}, "one str or of shape"),
     ],
 )
 def test_convergence_refuses_bad_arrays(change, match):

@@ -53,9 +53,9 @@ def test_outputs_are_those_of_the_decision_function(dtype, rtol, monkeypatch):
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=rtol * np.abs(expected).max())
     assert head.dual_gap_ <= head.tol
     assert not hasattr(CLASSIFIER, "coefs_")
-    settings = {"alpha": 0.1, "shrinkage": head.shrinkage_, "n_starts": 100, "random_state": 0}
+    settings = {"alpha": 0.1, "shrinkage": head.shrinkage_, "effort": 100, "random_state": 0}
     found = certify(network[1:].double(), values, y, **settings)
-    assert found.objective == pytest.approx(head.objective_, rel=1e-4)
+    assert found.primal == pytest.approx(head.objective_, rel=1e-4)
 
 
 def test_the_module_given_keeps_modes_weights_and_statistics():

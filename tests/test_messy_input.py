@@ -66,7 +66,7 @@ OF_NUMBERS = {
     ),
     "alpha_max": lambda y, w=None: alpha_max(X, y, loss="squared_error", sample_weight=w),
     "certify": lambda y, w=None: certify(
-        regressor().fit(X, Y), X, y, alpha=0.3, sample_weight=w, n_starts=10
+        regressor().fit(X, Y), X, y, alpha=0.3, sample_weight=w, effort=10
     ),
     "transformer": lambda y, w=None: ConvexBNTransformer(regressor()).fit(X, y, w),
     "head": lambda y, w=None: replace_head(
@@ -78,7 +78,7 @@ OF_LABELS = {
     "cv": lambda y: ConvexBNClassifierCV([0.1], cv=2, **SETTINGS).fit(X, y),
     "path": lambda y: convexbn_path(X, y, alphas=[0.1], loss="log_loss", **SETTINGS),
     "alpha_max": lambda y: alpha_max(X, y),
-    "certify": lambda y: certify(classifier().fit(X, LABELS), X, y, alpha=0.1, n_starts=10),
+    "certify": lambda y: certify(classifier().fit(X, LABELS), X, y, alpha=0.1, effort=10),
 }
 
 # --- targets and weights that are no finite numbers -----------------------------------------
@@ -386,11 +386,11 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was():
 def test_certify_checks_the_names_of_features(network):
     rows = pd.DataFrame(X, columns=NAMES)
     network.fit(rows, Y)
-    assert certify(network, rows, Y, alpha=0.3, n_starts=10).gap >= 0.0
+    assert certify(network, rows, Y, alpha=0.3, effort=10).gap >= 0.0
     with pytest.raises(ValueError, match="feature names should match"):
         certify(network, rows[["c", "a", "b"]], Y, alpha=0.3)
     with pytest.warns(UserWarning, match="does not have valid feature names"):
-        certify(network, X, Y, alpha=0.3, n_starts=10)
+        certify(network, X, Y, alpha=0.3, effort=10)
     with pytest.raises(ValueError, match=r"feature names should|X has 2 features"):
         certify(network, rows[["a", "b"]], Y, alpha=0.3)
 
@@ -401,7 +401,7 @@ def test_certify_refuses_outputs_that_are_not_the_predictions():
     with pytest.raises(ValueError, match="loss='poisson', whose predictions are the exponentials"):
         certify(network, X, Y**2, alpha=0.3)
     labels = MLPClassifier(hidden_layer_sizes=(3,), tol=10.0, random_state=0).fit(X, LABELS)
-    assert certify(labels, X, LABELS, alpha=0.1, n_starts=10).gap > 0.0
+    assert certify(labels, X, LABELS, alpha=0.1, effort=10).gap > 0.0
 
 
 @pytest.mark.parametrize("kind", [ConvexBNRegressor, MLPRegressor])
@@ -505,10 +505,10 @@ def test_modes_of_torch_and_numpy_leave_a_fit_alone(mode):
 
     def results():
         model = ConvexBNRegressor(0.05, solver="pursuit", random_state=0).fit(rows, y)
-        judged = certify(model, rows, y, alpha=0.05, n_starts=50, random_state=0)
+        judged = certify(model, rows, y, alpha=0.05, effort=50, random_state=0)
         largest = alpha_max(rows, y, random_state=0)
         _, networks, _ = convexbn_path(rows, y, alphas=[0.1], random_state=0)
-        return [model.objective_, judged.lower_bound, largest, networks[0].forward(rows).sum()]
+        return [model.objective_, judged.dual, largest, networks[0].forward(rows).sum()]
 
     expected = results()
     with mode():

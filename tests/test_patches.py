@@ -642,9 +642,9 @@ def test_closed_forms_of_independent_patches_are_optimal(target, size, stride, p
     searched = clone(model).set_params(solver="pursuit", tol=1e-3).fit(X, y)
     assert model.objective_ <= searched.objective_ * (1.0 + 1e-9)
     assert model.objective_ >= searched.objective_ * (1.0 - 1e-3)
-    judged = certify(searched, X, y, alpha=0.02, n_starts=100, random_state=0)
+    judged = certify(searched, X, y, alpha=0.02, effort=100, random_state=0)
     assert judged.kind == "exact"
-    assert judged.lower_bound <= model.objective_ * (1.0 + 1e-9)
+    assert judged.dual <= model.objective_ * (1.0 + 1e-9)
     largest = alpha_max(X, y, patches=patches, random_state=0)
     assert clone(model).set_params(alpha=1.001 * largest).fit(X, y).n_neurons_ == 0
     if target == "numbers":
@@ -680,8 +680,8 @@ def small_network(**parameters):
 def test_certify_agrees_with_the_certificate_of_the_fit(normalize):
     X, y, model = small_network(normalize=normalize)
     for images in (X, X.reshape(40, -1)):
-        found = certify(model, images, y, alpha=0.05, n_starts=500, random_state=0)
-        assert found.objective == pytest.approx(model.objective_, rel=1e-9)
+        found = certify(model, images, y, alpha=0.05, effort=500, random_state=0)
+        assert found.primal == pytest.approx(model.objective_, rel=1e-9)
         assert found.gap <= 5e-3
         assert found.stationary
         assert found.direction.weights.shape == (24,)
@@ -690,14 +690,14 @@ def test_certify_agrees_with_the_certificate_of_the_fit(normalize):
 def test_certify_reads_torch_modules_of_images():
     X, y, model = small_network()
     model.set_params(n_components=None, patches__pooling=2).fit(X, y)
-    expected = certify(model, X, y, alpha=0.05, n_starts=300, random_state=0)
+    expected = certify(model, X, y, alpha=0.05, effort=300, random_state=0)
     images = X.transpose(0, 3, 1, 2)
     for module in (model.to_torch(), model.to_torch(fold=True), model.to_torch().float()):
         for given in (images, torch.as_tensor(images)):
-            found = certify(module, given, y, alpha=0.05, n_starts=300, random_state=0)
+            found = certify(module, given, y, alpha=0.05, effort=300, random_state=0)
             rel = 1e-9 if module[0].weight.dtype == torch.float64 else 1e-4
-            assert found.objective == pytest.approx(expected.objective, rel=rel)
-            assert found.lower_bound == pytest.approx(expected.lower_bound, rel=1e-2)
+            assert found.primal == pytest.approx(expected.primal, rel=rel)
+            assert found.dual == pytest.approx(expected.dual, rel=1e-2)
 
 
 def test_certify_takes_any_average_pooling_and_the_weight_decay_of_torch():
@@ -712,13 +712,13 @@ def test_certify_takes_any_average_pooling_and_the_weight_decay_of_torch():
         for parameter in network[1].parameters():
             parameter.copy_(torch.rand(5) + 0.5)
     images = torch.as_tensor(X.transpose(0, 3, 1, 2))
-    found = certify(network, images, y, alpha=0.05, n_starts=300, random_state=0)
+    found = certify(network, images, y, alpha=0.05, effort=300, random_state=0)
     logits = network.train()(images)[:, 0]
     loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.as_tensor(y).double())
     units = (network[1].weight ** 2 + network[1].bias ** 2).sqrt()
     # eps of batch normalization makes a unit a little shorter than that.
     mass = (units * network[-1].weight.reshape(5, 4).norm(dim=1)).sum()
-    assert found.objective == pytest.approx(float((loss + 0.05 * mass).detach()), rel=1e-4)
+    assert found.primal == pytest.approx(float((loss + 0.05 * mass).detach()), rel=1e-4)
     assert found.gap > 0.1
     assert found.violation > 0.0
 
@@ -755,15 +755,15 @@ def test_certify_agrees_with_the_fit_for_our_network_and_for_its_torch_form(pool
     X, y = digits[0][:100], digits[1][:100] % 3
     patches = Patches((8, 8), size=4, stride=2, pooling=pooling)
     model = ConvexBNClassifier(0.05, patches=patches, tol=1e-2, random_state=0).fit(X, y)
-    arguments = {"alpha": 0.05, "n_starts": 2000, "random_state": 0}
+    arguments = {"alpha": 0.05, "effort": 2000, "random_state": 0}
     own = certify(model, X, y, **arguments)
-    assert own.objective == pytest.approx(model.objective_, rel=1e-9)
+    assert own.primal == pytest.approx(model.objective_, rel=1e-9)
     assert own.gap <= 0.02  # the search is another one than that of the fit
     maps = X.reshape(-1, 1, 8, 8)
     for fold in (False, True):
         other = certify(model.to_torch(fold=fold), maps, y, **arguments)
-        assert other.objective == pytest.approx(model.objective_, rel=1e-9)
-        assert other.lower_bound == pytest.approx(own.lower_bound, rel=1e-6)
+        assert other.primal == pytest.approx(model.objective_, rel=1e-9)
+        assert other.dual == pytest.approx(own.dual, rel=1e-6)
     assert own.direction.weights.shape == (16,)
     assert own.direction.output.shape == (3 * pooling**2,)
 
@@ -776,6 +776,6 @@ def test_certify_finds_what_a_convolutional_network_lacks(digits):
     with torch.no_grad():
         network[-1].weight *= 0.5
     far = certify(network, X.reshape(-1, 1, 8, 8), y, alpha=0.05, random_state=0)
-    assert far.objective > model.objective_ * 1.01
-    assert far.lower_bound <= model.objective_
-    assert far.gap >= (far.objective - model.objective_) / far.objective
+    assert far.primal > model.objective_ * 1.01
+    assert far.dual <= model.objective_
+    assert far.gap >= (far.primal - model.objective_) / far.primal

@@ -376,9 +376,17 @@ def test_empty_network():
     assert neurons.weights.shape == (0, 2)
 
 
-def _certificate(kind):
+def _certificate(kind, n_verified=0):
     return Certificate(
-        primal=2.0, dual=1.5, gap=0.25, infeasibility=0.1, kind=kind, program="all arrangements"
+        primal=2.0,
+        dual=1.5,
+        gap=0.25,
+        infeasibility=0.1,
+        kind=kind,
+        program="all arrangements",
+        n_verified=n_verified,
+        n_hits=7 if n_verified else 0,
+        cautious_gap=0.25 if kind == "exact" else 0.5,
     )
 
 
@@ -389,13 +397,54 @@ def test_scaled_certificate_keeps_what_has_no_unit():
     assert relative_gap(scaled.primal, scaled.dual) == scaled.gap
 
 
-@pytest.mark.parametrize("kind", ["exact", "estimated"])
-def test_certificate_in_words_says_when_it_is_an_estimate(kind):
-    text = str(_certificate(kind))
-    assert ("estimated" in text) == (kind == "estimated")
-    assert ("certified" in text) == (kind == "exact")
-    assert "25 %" in text
-    assert "all arrangements" in text
+def test_certificate_of_another_objective_keeps_both_bounds():
+    other = _certificate("estimated").of_objective(1.6)
+    assert (other.primal, other.dual) == (1.6, 1.5)
+    assert other.gap == pytest.approx(0.1 / 1.6)
+    assert other.cautious_gap == pytest.approx(0.6 / 1.6)  # the cautious bound is 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_verified", "text"),
+    [
+        (
+            "exact",
+            0,
+            "objective 2, certified to be within 25 % of the optimum over all arrangements",
+        ),
+        (
+            "estimated",
+            0,
+            "objective 2, estimated, by the searches of the fit alone, to be within 25 % of the "
+            "optimum over all arrangements (50 % at three times the violation they found)",
+        ),
+        (
+            "estimated",
+            300,
+            "objective 2, estimated, by an independent search of 300 starts, to be within 25 % of "
+            "the optimum over all arrangements (50 % at three times the violation it found; 7 "
+            "starts ended in its best maximum)",
+        ),
+    ],
+)
+def test_certificate_in_words_says_how_it_is_known(kind, n_verified, text):
+    certificate = _certificate(kind, n_verified)
+    assert str(certificate) == text
+    assert certificate.step == {0: "stopping", 300: "verified"}[n_verified] or kind == "exact"
+
+
+@pytest.mark.parametrize("C", [1, 2])
+def test_the_cautious_gap_is_that_of_three_times_the_excess(C):
+    problem = _problem("squared", C, n=30)
+    neurons = random_neurons(problem, 5, np.random.default_rng(0), scale=0.1)
+    correlation = 1.05 * problem.alpha
+    certificate = problem.certificate(neurons, largest_correlation=correlation)[1]
+    at_caution = problem.certificate(neurons, largest_correlation=1.15 * problem.alpha)[1]
+    assert certificate.infeasibility == pytest.approx(0.05)
+    assert certificate.cautious_gap == pytest.approx(at_caution.gap, rel=1e-9)
+    assert certificate.cautious_gap > certificate.gap
+    exact = problem.certificate(neurons, largest_correlation=correlation, proven=True)[1]
+    assert exact.cautious_gap == exact.gap == certificate.gap
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,7 @@ def test_poisson_predicts_means_that_add_up_to_the_counts():
     assert mean.sum() == pytest.approx(y.sum(), rel=1e-9)  # the intercept's equation
     raw = np.maximum(X @ model.coefs_[0] + model.intercepts_[0], 0) @ model.coefs_[1]
     np.testing.assert_allclose(mean, np.exp(raw + model.intercepts_[1])[:, 0], rtol=1e-9)
-    assert certify(model, X, y, alpha=0.03).objective == pytest.approx(model.objective_, rel=1e-6)
+    assert certify(model, X, y, alpha=0.03).primal == pytest.approx(model.objective_, rel=1e-6)
 
 
 def test_huber_in_the_units_of_y():

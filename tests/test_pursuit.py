@@ -13,8 +13,9 @@ from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.program.units._vertices import circle_maxima, fresh_starts, vertices
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
-from sklearn_convexbn.search import _search
+from sklearn_convexbn.search import _search, _verification
 from sklearn_convexbn.search._search import Effort, Search, ascend, distinct_violators
+from sklearn_convexbn.solvers import RunSettings, run
 from sklearn_convexbn.solvers._pursuit import (
     Pursuit,
     _TorchProblem,
@@ -22,6 +23,7 @@ from sklearn_convexbn.solvers._pursuit import (
     refit,
     slide,
 )
+from sklearn_convexbn.solvers._round_search import RoundSearch
 from tests.helpers import hidden, make_problem, random_neurons, shared_data, solve
 
 
@@ -159,19 +161,174 @@ def test_rows_in_float32_give_nearly_the_same_network(problem):
     assert problem.objective(result.neurons) == pytest.approx(result.certificate.primal, rel=1e-6)
 
 
-def test_no_fit_over_all_arrangements_ends_without_the_certifying_search(problem, monkeypatch):
-    efforts, search = [], Search.__call__
+@pytest.fixture
+def searches(monkeypatch):
+    """Return a list of who searched, what it knew, and how much it did, that a fit extends."""
+    noted, search = [], Search.__call__
 
-    def noted(self, Lambda, known, effort):
-        efforts.append(effort)
+    def note(self, Lambda, known, effort):
+        noted.append((self, self.maxima, effort))
         return search(self, Lambda, known, effort)
 
-    monkeypatch.setattr(Search, "__call__", noted)
-    result = solve(problem, Pursuit(certify_factor=7), tol=0.02)
+    monkeypatch.setattr(Search, "__call__", note)
+    return noted
+
+
+def test_fit_over_all_arrangements_ends_with_a_search_of_its_own(problem, searches):
+    result = solve(problem, Pursuit(n_verify=700), tol=0.02)
     assert result.converged
-    assert result.certificate.kind == "estimated"
-    assert efforts[-1].n_starts == 700
-    assert [effort.n_starts for effort in efforts].count(100) >= result.n_iter
+    certificate = result.certificate
+    assert certificate.kind == "estimated"
+    assert certificate.n_verified == searches[-1][2].n_starts == 700
+    assert 0 <= certificate.n_hits <= 700
+    assert certificate.gap <= certificate.cautious_gap
+    assert list(result.history["kind"]) == ["stopping"] * (result.n_iter - 1) + ["verified"]
+    (first, *_), (last, knew, _) = searches[0], searches[-1]
+    assert knew is None
+    assert last is not first
+    assert last.random_state is not first.random_state
+    assert {id(search) for search, *_ in searches[:-1]} == {id(first)}
+
+
+def test_rounds_search_roughly_until_the_gap_passes(problem, searches):
+    result = solve(problem, Pursuit(n_verify=0), tol=0.02)
+    steps = [effort.n_steps for *_, effort in searches]
+    assert steps[0] == 10
+    assert steps[-1] == 20
+    first = steps.index(20)
+    assert set(steps[:first]) == {10}
+    # From then on there is a fine one in every round.
+    assert steps[first - 1 :] == [10, 20] * ((len(steps) - first + 1) // 2)
+    assert result.certificate.n_verified == 0
+    assert set(result.history["kind"]) == {"stopping"}
+
+
+def test_verification_does_not_change_what_goes_before(problem):
+    without, with_it = (solve(problem, Pursuit(n_verify=n), tol=0.02) for n in (0, 50))
+    n = without.n_iter
+    objectives = with_it.history["objective"][:n]
+    np.testing.assert_array_equal(without.history["objective"], objectives)
+    np.testing.assert_array_equal(
+        without.history["dual_gap"][:-1], with_it.history["dual_gap"][: n - 1]
+    )
+    assert with_it.history["dual_gap"][n - 1] >= without.history["dual_gap"][n - 1]
+
+
+def scripted_verifications(monkeypatch, *excesses):
+    """Let verifications see so much above alpha, one after another; return their starts."""
+    starts, search = [], _verification.independent_search
+
+    def scripted(*args, **kwargs):
+        starts.append(kwargs["n_starts"])
+        seen = search(*args, **kwargs)
+        values = seen.found.values * (1.0 + excesses[len(starts) - 1]) / seen.found.largest
+        return replace(seen, found=replace(seen.found, values=0.02 * values), n_hits=3)
+
+    monkeypatch.setattr(_verification, "independent_search", scripted)
+    return starts
+
+
+def test_fit_goes_on_after_a_verification_that_sees_more_than_tol_with_twice_the_starts(
+    problem, monkeypatch
+):
+    starts = scripted_verifications(monkeypatch, 0.5, 0.4, 0.0)
+    result = solve(problem, Pursuit(n_verify=40), tol=0.05)
+    assert starts == [40, 80, 160]
+    assert result.converged
+    kinds = result.history["kind"]
+    assert (kinds == "verified").sum() == 3
+    assert (result.history["dual_gap"][kinds == "verified"] > 0.05).tolist() == [True, True, False]
+    assert (result.certificate.n_verified, result.certificate.n_hits) == (160, 3)
+
+
+def test_verification_is_reported_whatever_it_says(problem, monkeypatch):
+    scripted_verifications(monkeypatch, *[0.5] * 50)
+    with pytest.warns(ConvergenceWarning, match="above tol=0.05"):
+        result = solve(problem, Pursuit(n_verify=40), tol=0.05, max_iter=12)
+    assert not result.converged
+    assert result.certificate.infeasibility == pytest.approx(0.5)
+    assert result.certificate.gap > 0.05
+
+
+def test_fit_that_ends_before_its_verification_says_so(problem):
+    with pytest.warns(ConvergenceWarning):
+        result = solve(problem, Pursuit(), tol=1e-9, max_iter=2)
+    assert (result.certificate.n_verified, result.certificate.n_hits) == (0, 0)
+    assert "by the searches of the fit alone" in str(result.certificate)
+
+
+def test_networks_that_are_only_compared_are_not_verified(problem, searches):
+    k, state = problem.Z.shape[1], np.random.RandomState(0)
+    settings = RunSettings(
+        tol=0.05,
+        device="cpu",
+        random_directions=lambda count, random_state: random_state.normal(size=(k, count)),
+        random_state=state,
+        provisional=True,
+    )
+    result = run(Pursuit(), problem, settings, max_iter=200)
+    assert result.converged
+    assert result.certificate.n_verified == 0
+    assert len({id(search) for search, *_ in searches}) == 1
+
+
+def test_verification_has_at_most_as_many_starts_as_the_rounds_and_costs_a_third(problem):
+    settings = RunSettings(
+        tol=0.05,
+        device="cpu",
+        random_directions=lambda count, state: state.normal(size=(problem.Z.shape[1], count)),
+        random_state=np.random.RandomState(0),
+    )
+    sizes = {"n_starts": 10, "n_steps": 20, "n_verify": "auto"}
+    neurons = solve(problem, "pursuit", tol=0.02).neurons
+    Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
+    n_verified = {}
+    for slide_steps in (0, 10**6):
+        search = RoundSearch(
+            problem, layer_of(problem.Z), settings, n_slide_steps=slide_steps, **sizes
+        )
+        n_verified[slide_steps] = search(neurons, Lambda).n_verified
+    # A verification starts twice for each of its starts, with relatives: where slides cost
+    # nothing, its share is half of what the round's 40 to 80 ascents of 10 and 20 steps cost.
+    assert 10 <= n_verified[0] < 40
+    # Where they cost much, it has as many starts as the round: fresh, neurons, maxima, relatives.
+    assert 40 <= n_verified[10**6] <= 10 * 4 + 2 * 10 + 100
+
+
+def test_hits_are_the_starts_that_end_in_the_best_maximum():
+    """One row: all active units are one maximum, met by every start that is active there."""
+    layer = layer_of(np.array([[2.0, 1.0]]))
+    rng = np.random.RandomState(0)
+    seen = _verification.independent_search(
+        layer,
+        lambda count: rng.normal(size=(2, count)),
+        np.ones((1, 1)),
+        np.zeros((2, 0)),
+        n_starts=200,
+        random_state=rng,
+    )
+    assert seen.found.largest == pytest.approx(5**0.5, rel=1e-5)
+    # Three quarters begin on the row's hyperplane, without a slope; half of the rest are active.
+    assert 10 <= seen.n_hits <= 40
+    assert seen.n_starts == 200
+
+
+def test_independent_search_in_parts_tells_its_progress(monkeypatch):
+    monkeypatch.setattr(_verification, "STARTS_A_PART", 40)
+    rng = np.random.RandomState(0)
+    Z, told = rng.normal(size=(20, 3)), []
+    seen = _verification.independent_search(
+        layer_of(Z),
+        lambda count: rng.normal(size=(3, count)),
+        rng.normal(size=(20, 1)),
+        np.zeros((3, 0)),
+        n_starts=100,
+        random_state=rng,
+        progress=lambda done, largest: told.append((done, largest)),
+    )
+    assert [done for done, _ in told] == [40, 80, 100]
+    assert (np.diff([largest for _, largest in told]) >= 0).all()
+    assert told[-1][1] == seen.found.largest
 
 
 def test_search_of_a_perfect_fit_finds_nothing():

@@ -180,7 +180,10 @@ def test_unknown_solver_name_is_refused():
         (Pursuit(n_search_steps=0), r"'n_search_steps' parameter of Pursuit .*\[1, inf\).* Got 0"),
         (Pursuit(n_insert=2.5), r"'n_insert' parameter of Pursuit .* Got 2\.5"),
         (Pursuit(n_slide_steps="a"), r"'n_slide_steps' parameter of Pursuit .* Got 'a'"),
-        (Pursuit(certify_factor=0), r"'certify_factor' parameter of Pursuit .* Got 0"),
+        (
+            Pursuit(n_verify=-1),
+            r"'n_verify' parameter of Pursuit .*'auto'.* Got -1",
+        ),
         (FISTA(dtype="float16"), r"'dtype' parameter of FISTA must be a str among .* 'float16'"),
         (FISTA(n_steps=0), r"'n_steps' parameter of FISTA .* Got 0"),
         (FISTA(n_newton_steps=-1), r"'n_newton_steps' parameter of FISTA .* Got -1"),
@@ -283,16 +286,31 @@ def test_solver_without_iterates_is_an_error():
 
 
 def test_an_estimated_bound_does_not_enter_an_exact_certificate():
-    def certificate(primal, dual, kind):
+    def certificate(primal, dual, kind, n_verified=0):
         gap = relative_gap(primal, dual)
-        return Certificate(primal, dual, gap, 0.0, kind, "all arrangements")
+        return Certificate(primal, dual, gap, 0.0, kind, "all arrangements", n_verified, 0, gap)
 
     old, new = certificate(1.0, 0.95, "estimated"), certificate(0.97, 0.93, "exact")
     assert _better((None, old), None, new)[1] == new
     worse = certificate(1.1, 0.93, "exact")
     kept = _better((None, old), None, worse)[1]
     assert (kept.primal, kept.dual, kept.kind) == (1.0, 0.93, "exact")
-    assert kept.gap == pytest.approx(0.07)
+    assert kept.gap == kept.cautious_gap == pytest.approx(0.07)
+
+
+def test_a_later_verification_counts_for_the_best_network_and_a_later_stopping_test_does_not():
+    def certificate(primal, dual, n_verified):
+        gap, cautious = relative_gap(primal, dual), relative_gap(primal, dual - 0.02)
+        words = "estimated", "all arrangements"
+        return Certificate(primal, dual, gap, 0.0, *words, n_verified, 0, cautious)
+
+    old, worse = certificate(1.0, 0.9, 100), certificate(1.1, 0.95, 0)
+    assert _better(("old", old), "new", worse) == ("old", old)
+    neurons, kept = _better(("old", old), "new", certificate(1.1, 0.95, 200))
+    assert neurons == "old"
+    assert (kept.primal, kept.dual, kept.n_verified) == (1.0, 0.95, 200)
+    assert kept.gap == pytest.approx(0.05)
+    assert kept.cautious_gap == pytest.approx(0.07)
 
 
 class NotFinite(Solver):

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 N_THREADS = 8
 
 #: The pursuit with a search of a twentieth.
-PURSUIT = Pursuit(n_starts=25, certify_factor=5)
+PURSUIT = Pursuit(n_starts=25, n_verify=125)
 
 #: Seconds after which a process is taken to hang.
 HANGS = 120
@@ -126,7 +126,7 @@ from sklearn_convexbn import ConvexBNRegressor
 from sklearn_convexbn.solvers import Pursuit
 
 hangs = float(sys.argv[1])
-kinds = [{"solver": Pursuit(certify_factor=1)}, {"activation": "gated_relu", "n_gates": 30}]
+kinds = [{"solver": Pursuit(n_verify=100)}, {"activation": "gated_relu", "n_gates": 30}]
 X, y = (np.tile(a, (2,) + (1,) * (a.ndim - 1)) for a in load_diabetes(return_X_y=True))
 X += 0.1 * X.std(axis=0) * np.random.default_rng(0).normal(size=X.shape)
 models = [ConvexBNRegressor(0.2, tol=0.05, random_state=0, **kind) for kind in kinds]
@@ -287,7 +287,7 @@ warnings.simplefilter("ignore", ConvergenceWarning)
 n_fits, rng = int(sys.argv[1]), np.random.default_rng(0)
 X = rng.normal(size=(1000, 9))
 y = np.abs(X[:, 0]) + 0.1 * rng.normal(size=len(X))
-quick = Pursuit(n_starts=4, n_search_steps=2, n_insert=1, n_slide_steps=2, certify_factor=1)
+quick = Pursuit(n_starts=4, n_search_steps=2, n_insert=1, n_slide_steps=2, n_verify=4)
 common = {"max_iter": 2, "random_state": 0}
 for model, target in (
     (ConvexBNRegressor(0.05, solver=quick, **common), y),

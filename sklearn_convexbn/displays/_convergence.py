@@ -16,14 +16,16 @@ from sklearn_convexbn.displays._drawing import (
     spans_decades,
 )
 
-_ADJECTIVE = {"exact": "certified", "estimated": "estimated"}
+#: What a bound rests on, and what it is called.
+_ADJECTIVE = {"exact": "certified", "verified": "estimated", "stopping": "estimated"}
 
 
 class ConvergenceDisplay:
     """Objective and lower bound of a fit, closing in on each other.
 
     The upper panel has the objective of the best network so far after each round and the lower
-    bound that was known with it, the lower panel the relative gap between the two. It is
+    bound that was known with it, the lower panel the relative gap between the two. Bounds of an
+    independent search, and exact ones among estimates, have marks of their own. It is
     recommended to use :meth:`from_estimator`. All parameters are stored as attributes.
 
     Parameters
@@ -34,11 +36,9 @@ class ConvergenceDisplay:
         Its relative duality gap, ``(objective - lower bound) / objective``.
     time : array-like of shape (n_rounds,)
         Seconds since the start of the fit.
-    kind : {"exact", "estimated"}
-        Whether the last round's lower bound is rigorous or rests on a search.
-    earlier_kind : {"exact", "estimated"}, default=None
-        The same for the rounds before the last. None is `kind`. A pursuit in few dimensions
-        proves its last bound only.
+    kind : {"exact", "verified", "stopping"} or array-like of them of shape (n_rounds,)
+        What each round's lower bound rests on, as in ``history_["kind"]``: a proof, an independent
+        search, or the search that decides when to stop. One for all rounds, or one for each.
     program : str, default="all arrangements"
         The optimum that is bounded, in words.
     tol : float, default=None
@@ -57,8 +57,10 @@ class ConvergenceDisplay:
     figure_ : matplotlib Figure
     objective_line_ : matplotlib Line2D
     bound_line_ : matplotlib Line2D
+    verified_ : matplotlib Line2D or None
+        Marks of bounds that an independent search gave.
     proven_ : matplotlib Line2D or None
-        Marker of the last bound, where that one alone is rigorous.
+        Marks of bounds that are rigorous, where others are not.
     gap_fill_ : matplotlib FillBetweenPolyCollection
         Band between objective and lower bound.
     gap_line_ : matplotlib Line2D or None
@@ -88,17 +90,14 @@ class ConvergenceDisplay:
         objective: Any,
         dual_gap: Any,
         time: Any,
-        kind: str,
-        earlier_kind: str | None = None,
+        kind: Any,
         program: str = "all arrangements",
         tol: float | None = None,
     ) -> None:
         self.objective, self.dual_gap, self.time = _equally_long(
             objective=objective, dual_gap=dual_gap, time=time
         )
-        self.kind = _one_of("kind", kind, ("exact", "estimated"))
-        earlier_kind = kind if earlier_kind is None else earlier_kind
-        self.earlier_kind = _one_of("earlier_kind", earlier_kind, ("exact", "estimated"))
+        self.kind = _kinds(kind, len(self.objective))
         self.program = program
         self.tol = tol
         self.lower_bound = self.objective * (1.0 - self.dual_gap)
@@ -152,16 +151,13 @@ class ConvergenceDisplay:
             If matplotlib is not installed.
         """
         model = fitted_model(estimator, cls, needs=("history_", "certificate_"))
-        certificate, history = model.certificate_, model.history_
-        # Only solvers that work on a list of arrangements have the maximum in every round.
-        listed = getattr(getattr(model, "solver_", None), "needs_arrangements", True)
+        history = model.history_
         display = cls(
             objective=history["objective"],
             dual_gap=history["dual_gap"],
             time=history["time"],
-            kind=certificate.kind,
-            earlier_kind=certificate.kind if listed else "estimated",
-            program=certificate.program,
+            kind=history["kind"],
+            program=model.certificate_.program,
             tol=getattr(model, "tol", None),
         )
         return display.plot(
@@ -268,38 +264,46 @@ class ConvergenceDisplay:
         )
         self.ax_.set_ylabel("training objective")
         rounds = f"{len(values)} round{'s' if len(values) > 1 else ''}"
-        gap = f"{100 * self.dual_gap[-1]:.2g} %, {_ADJECTIVE[self.kind]}"
+        gap = f"{100 * self.dual_gap[-1]:.2g} %, {_ADJECTIVE[self.kind[-1]]}"
         self.ax_.set_title(f"gap after {rounds}: {gap}")
         self.ax_.legend(loc="upper right")
 
     def _plot_bound(
         self, values: np.ndarray, style: dict[str, Any], bound_kw: dict[str, Any] | None
     ) -> None:
-        """Draw the lower bound as what it is in most rounds, and the last one if it is better."""
-        drawn_kind = self.kind if len(values) == 1 else self.earlier_kind
+        """Draw the lower bounds, and mark those of an independent search and the proven ones."""
+        exact = self.kind == "exact"
         bound_style = {
             **style,
             "color": "C1",
             "marker": style["marker"] and "^",
-            "linestyle": "-" if drawn_kind == "exact" else "--",
-            "label": f"{_ADJECTIVE[drawn_kind]} lower bound{_about(self.program)}",
+            "linestyle": "-" if exact.all() else "--",
+            "label": f"{_ADJECTIVE[self.kind[0]]} lower bound{_about(self.program)}",
         }
         if len(values) == 1:
             bound_style |= {"markersize": 10, "markerfacecolor": "none"}
         (self.bound_line_,) = self.ax_.plot(
             values, self.lower_bound, **merged_style(bound_style, bound_kw)
         )
-        self.proven_ = None
-        if drawn_kind != self.kind:
-            (self.proven_,) = self.ax_.plot(
-                values[-1:],
-                self.lower_bound[-1:],
-                linestyle="",
-                marker="D",
-                markersize=7,
-                color=self.bound_line_.get_color(),
-                label=f"{_ADJECTIVE[self.kind]} lower bound, last round",
-            )
+        verified, some_exact = self.kind == "verified", exact & (not exact.all())
+        self.verified_ = self._mark(values, verified, "s", "by an independent search")
+        where = ", last round" if exact[-1] and exact.sum() == 1 else ""
+        self.proven_ = self._mark(values, some_exact, "D", f"certified lower bound{where}")
+
+    def _mark(self, values: np.ndarray, which: np.ndarray, marker: str, label: str) -> Any:
+        """Mark some of the lower bounds, if there are any."""
+        if not which.any():
+            return None
+        (line,) = self.ax_.plot(
+            values[which],
+            self.lower_bound[which],
+            linestyle="",
+            marker=marker,
+            markersize=7,
+            color=self.bound_line_.get_color(),
+            label=label,
+        )
+        return line
 
     def _plot_gap(self, values: np.ndarray, style: dict[str, Any]) -> None:
         """Draw the relative gap and the tolerance on the second axes, if there are any."""
@@ -331,6 +335,15 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     return value
+
+
+def _kinds(kind: Any, n_rounds: int) -> np.ndarray:
+    """Return what the bound of each round rests on."""
+    kinds = np.asarray(kind, dtype=object)
+    if kinds.shape not in ((), (n_rounds,)):
+        raise ValueError(f"kind must be one str or of shape ({n_rounds},), got {kinds.shape}.")
+    kinds = np.broadcast_to(kinds, n_rounds)
+    return np.array([_one_of("kind", each, tuple(_ADJECTIVE)) for each in kinds])
 
 
 def _equally_long(**columns: Any) -> list[np.ndarray]:

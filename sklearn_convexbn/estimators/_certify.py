@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -24,9 +25,10 @@ from sklearn_convexbn.fit._network import Network, forward, neurons_of_network
 from sklearn_convexbn.fit._training import PROBLEM_CONSTRAINTS, state_problem
 from sklearn_convexbn.losses import LogLoss, loss_constraint, names_for, resolved_loss
 from sklearn_convexbn.losses._base import LOSSES, Loss
-from sklearn_convexbn.program._problem import Neurons, Problem, relative_gap
-from sklearn_convexbn.search._bound import Found, proven, searched
-from sklearn_convexbn.support._compat import Interval, check_arguments
+from sklearn_convexbn.program._arrangements import random_directions
+from sklearn_convexbn.program._problem import Certificate, Neurons, Problem, relative_gap
+from sklearn_convexbn.search._bound import Found, proven
+from sklearn_convexbn.support._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn.support._device import plain_torch, resolve_device
 from sklearn_convexbn.support._sharding import refuse_shards
 
@@ -36,13 +38,20 @@ EXPRESSION_TOLERANCE = 1e-8
 #: So many roundings of the terms of a unit's sum may be lost besides.
 ROUNDINGS_OF_TERMS = 16
 
+#: A proven gap that is above the estimated one by at most so much takes its place.
+AGREEMENT = 1e-3
+
+#: Random starts for each effort.
+EFFORTS = {"quick": 2000, "normal": 10_000, "thorough": 50_000}
+
 CONSTRAINTS: dict[str, list[Any]] = {
     **PROBLEM_CONSTRAINTS,
     "shrinkage": [*PROBLEM_CONSTRAINTS["shrinkage"], None],
     "fit_intercept": [*PROBLEM_CONSTRAINTS["fit_intercept"], None],
     "loss": [*loss_constraint("numbers", "labels"), None],
-    "n_starts": [Interval(Integral, 1, None, closed="left")],
+    "effort": [StrOptions(set(EFFORTS)), Interval(Integral, 1, None, closed="left")],
     "stationarity_tol": [Interval(Real, 0, None, closed="left")],
+    "verbose": ["verbose"],
 }
 
 
@@ -65,22 +74,37 @@ class HiddenUnit(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkCertificate:
+class NetworkCertificate(Certificate):
     """How far a network is from the optimum of its training problem, at most.
+
+    The certificate of a fit, about any network, and more of the network.
 
     Attributes
     ----------
-    objective : float
+    primal : float
         Mean loss plus ``alpha * sum_j |q_j| |v_j|`` of the network as it is, in squared units
         of y for regression.
-    lower_bound : float
+    dual : float
         Lower bound on the objective of every network of any width, in the same unit; an
         estimate of one where `kind` says so.
     gap : float
-        ``(objective - lower_bound) / objective``, at least 0.
+        ``(primal - dual) / primal``, at least 0.
+    infeasibility : float
+        Relative excess over alpha of the correlation that `dual` rests on, at least 0.
     kind : {"exact", "estimated"}
-        "exact" when `lower_bound` is rigorous; "estimated" when it rests on a search, which may
-        have missed the most violated direction.
+        "exact" when `dual` is rigorous; "estimated" when it rests on a search, which may have
+        missed the most violated direction.
+    program : str
+        The optimum that is bounded: that over "all arrangements".
+    n_verified : int
+        Random starts of the search.
+    n_hits : int
+        How many of them ended in its best maximum.
+    cautious_gap : float
+        The gap at three times the violation that was found; that of an exact certificate is `gap`.
+    proved_gap : float
+        The smallest gap that is proven, beside an estimate: mostly far above it, and 1 if nothing
+        could be proven.
     violation : float
         By how much the correlation of `direction` with the negative gradient of the loss
         exceeds alpha, relative to alpha, at least 0. Where it is positive, adding the unit
@@ -94,23 +118,21 @@ class NetworkCertificate:
         their activation patterns and output directions, or keep their hidden weights.
     """
 
-    objective: float
-    lower_bound: float
-    gap: float
-    kind: str
+    proved_gap: float
     violation: float
     direction: HiddenUnit
     stationary: bool
     stationarity_gap: float
 
     def __str__(self) -> str:
-        bound = "certified" if self.kind == "exact" else "estimated, by a search,"
         point = "stationary" if self.stationary else "not stationary"
+        proved = ""
+        if self.kind == "estimated" and self.proved_gap < 1.0:
+            proved = f"; proved to be within {100 * self.proved_gap:.2g} %"
         return (
-            f"objective {self.objective:.6g}, {bound} to be within {100 * self.gap:.2g} % of the "
-            f"optimum (lower bound {self.lower_bound:.6g}); largest violation found "
-            f"{100 * self.violation:.3g} %; {point}: within {100 * self.stationarity_gap:.2g} % of "
-            "the best network of its own arrangements"
+            f"{super().__str__()}{proved}; largest violation found {100 * self.violation:.3g} %; "
+            f"{point}: within {100 * self.stationarity_gap:.2g} % of the best network of its own "
+            "arrangements"
         )
 
 
@@ -126,10 +148,11 @@ def certify(
     n_components: int | float | None = None,
     shrinkage: float | str | None = None,
     fit_intercept: bool | None = None,
-    n_starts: int = 10_000,
+    effort: str | int = "thorough",
     stationarity_tol: float = 1e-3,
     random_state: int | np.random.RandomState | None = None,
     device: str | None = "cpu",
+    verbose: int | bool = 0,
 ) -> NetworkCertificate:
     """Bound the distance of a two-layer ReLU network from the global optimum.
 
@@ -178,21 +201,23 @@ def certify(
     fit_intercept : bool, default=None
         Whether the output intercept is part of the problem. None takes an estimator's own
         parameter; for a torch module, whether its last layer has a bias.
-    n_starts : int, default=10000
-        Random starts of the search for the most violated direction. The network's own units
-        are tried besides.
+    effort : {"quick", "normal", "thorough"} or int, default="thorough"
+        How hard the most violated direction is searched for: from 2000, 10,000 or 50,000 random
+        starts, or that many. The network's own units are tried besides.
     stationarity_tol : float, default=1e-3
         Largest `stationarity_gap` that counts as stationary.
     random_state : int, RandomState instance or None, default=None
         Seeds the search. Pass an int for identical results across calls.
     device : str or None, default="cpu"
         Where the search computes: None or "cpu", "cuda", "cuda:1", or "auto".
+    verbose : int or bool, default=0
+        Print how far the search has come, every 5000 starts, when positive.
 
     Returns
     -------
     certificate : NetworkCertificate
         Objective, lower bound, gap, the most violated hidden unit, and whether the network is
-        a stationary point.
+        a stationary point. Its fields are those of an estimator's `certificate_`, and more.
 
     Raises
     ------
@@ -250,7 +275,7 @@ def certify(
     >>> far = certify(mlp, X, y, alpha=0.1, random_state=0)
     >>> best = ConvexBNRegressor(alpha=0.1, shrinkage=0.0, tol=0.01, random_state=0).fit(X, y)
     >>> near = certify(best, X, y, alpha=0.1, random_state=0)
-    >>> far.objective > near.objective > near.lower_bound
+    >>> far.primal > near.primal > near.dual
     True
     >>> near.gap <= 0.01
     True
@@ -261,36 +286,35 @@ def certify(
         "n_components": n_components,
         "shrinkage": shrinkage,
         "fit_intercept": fit_intercept,
-        "n_starts": n_starts,
+        "effort": effort,
         "stationarity_tol": stationarity_tol,
         "random_state": random_state,
         "device": device,
+        "verbose": verbose,
     }
     check_arguments("certify", arguments, CONSTRAINTS)
     refuse_shards("certify")
-    device = resolve_device(device)
     layers = read_network(network, X)
-    fit_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
-    data = _training_data(layers, X, y, sample_weight, loss, fit_intercept)
+    with_intercept = layers.setting("fit_intercept", fit_intercept, layers.has_output_bias)
+    data = _training_data(layers, X, y, sample_weight, loss, bool(with_intercept))
     problem, whitening = state_problem(
         data,
         alpha=float(alpha),
-        fit_intercept=fit_intercept,
+        fit_intercept=bool(with_intercept),
         n_components=layers.setting("n_components_", n_components, None),
         shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
     )
     neurons = _neurons(layers, data, problem, whitening)
-    Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
-    found = searched(
+    judged = _searched(
         problem,
         whitening,
-        Lambda,
-        neurons.directions.T,
-        n_starts=n_starts,
+        neurons,
+        n_starts=EFFORTS[effort] if isinstance(effort, str) else int(effort),
         random_state=check_random_state(random_state),
-        device=device,
+        device=resolve_device(device),
+        verbose=bool(verbose),
     )
-    return _certificate(problem, whitening, neurons, Lambda, found, data.unit, stationarity_tol)
+    return _certificate(judged, whitening, data.unit, stationarity_tol)
 
 
 def _training_data(
@@ -384,30 +408,86 @@ def _check_expressible(network: Network, X: np.ndarray, whitening: Whitening) ->
         )
 
 
-def _certificate(
+class _Judged(NamedTuple):
+    """A network, its dual point (n, C) and the largest correlations that were found there.
+
+    `found` is by the search and by what the network's own units say; `own` is the largest
+    correlation of its own arrangements.
+    """
+
+    problem: Problem
+    neurons: Neurons
+    Lambda: np.ndarray
+    found: Found
+    own: float
+    n_starts: int
+    n_hits: int
+
+
+def _searched(
     problem: Problem,
     whitening: Whitening,
     neurons: Neurons,
-    Lambda: np.ndarray,
-    found: Found,
-    unit: float,
-    stationarity_tol: float,
+    *,
+    n_starts: int,
+    random_state: np.random.RandomState,
+    device: str,
+    verbose: bool,
+) -> _Judged:
+    """Search for violators of the network's dual point."""
+    from sklearn_convexbn.search._verification import independent_search
+
+    def tell(done: int, largest: float) -> None:
+        excess = max(0.0, largest / problem.alpha - 1.0)
+        print(f"[certify] {done} of {n_starts} starts: violation of {100 * excess:.3g} %")
+
+    Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
+    own, direction = problem.own_correlation(neurons, Lambda)
+    of_own = Found(problem.correlations(Lambda, direction[:, None]), direction[:, None])
+    verification = independent_search(
+        problem.units.on(device),
+        partial(random_directions, whitening, random_state=random_state),
+        Lambda,
+        neurons.directions.T,
+        n_starts=n_starts,
+        random_state=random_state,
+        progress=tell if verbose else None,
+    )
+    found = verification.found.joined(of_own)
+    return _Judged(problem, neurons, Lambda, found, own, n_starts, verification.n_hits)
+
+
+def _certificate(
+    judged: _Judged, whitening: Whitening, unit: float, stationarity_tol: float
 ) -> NetworkCertificate:
-    """Scale Lambda to what a search has found and the network's own units say of it."""
-    own, own_direction = problem.own_correlation(neurons, Lambda)
-    own_value = problem.correlations(Lambda, own_direction[:, None])
-    found = found.joined(Found(own_value, own_direction[:, None])).joined(proven(problem, Lambda))
-    largest, q = max(own, float(found.values.max())), found.directions[:, found.values.argmax()]
-    objective = problem.objective(neurons)
-    dual = problem.dual_value(Lambda, max(own, found.largest))
-    stationarity_gap = relative_gap(objective, problem.dual_value(Lambda, own))
+    """Scale the dual point to what was found, and to what can be proven."""
+    problem, Lambda = judged.problem, judged.Lambda
+    found = judged.found.joined(proven(problem, Lambda))
+    largest = max(judged.own, float(found.values.max()))
+    q = found.directions[:, found.values.argmax()]
+    primal = problem.objective(judged.neurons)
+    dual = problem.dual_value(Lambda, largest)
+    cautious_dual = problem.cautious_dual_value(Lambda, largest)
+    bound = max(largest, found.bound)  # infinite if nothing is proven: a dual value of zero
+    proved_dual = problem.dual_value(Lambda, bound)
+    proved_gap = relative_gap(primal, proved_dual)
+    exact = found.proven and proved_gap <= relative_gap(primal, dual) + AGREEMENT
+    if exact:
+        dual = cautious_dual = proved_dual
+    stationarity_gap = relative_gap(primal, problem.dual_value(Lambda, judged.own))
     weights, offset = whitening.hidden_layer(q[None])
     output = problem.pooling.on_rows(Lambda).T @ np.maximum(problem.Z @ q, 0.0)
     return NetworkCertificate(
-        objective=objective * unit,
-        lower_bound=dual * unit,
-        gap=relative_gap(objective, dual),
-        kind="exact" if found.proven else "estimated",
+        primal=primal * unit,
+        dual=dual * unit,
+        gap=relative_gap(primal, dual),
+        infeasibility=max(0.0, (bound if exact else largest) / problem.alpha - 1.0),
+        kind="exact" if exact else "estimated",
+        program=problem.program,
+        n_verified=judged.n_starts,
+        n_hits=judged.n_hits,
+        cautious_gap=relative_gap(primal, cautious_dual),
+        proved_gap=proved_gap,
         violation=max(0.0, largest / problem.alpha - 1.0),
         direction=HiddenUnit(weights[:, 0], float(offset[0]), _unit(output)),
         stationary=stationarity_gap <= stationarity_tol,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -28,7 +29,8 @@ from sklearn_convexbn.fit._training import (
 )
 from sklearn_convexbn.losses import loss_constraint, resolved_loss
 from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.search._bound import proven, searched
+from sklearn_convexbn.program._arrangements import random_directions
+from sklearn_convexbn.search._bound import proven
 from sklearn_convexbn.support._arrays import on_cpu
 from sklearn_convexbn.support._compat import Interval, check_arguments
 from sklearn_convexbn.support._device import plain_torch
@@ -341,15 +343,16 @@ def largest_alpha(data: TrainingData, settings: TrainingSettings) -> float:
 def _largest_over_all(prepared: Prepared, Lambda: np.ndarray, settings: TrainingSettings) -> float:
     """Return the largest correlation over all arrangements, a search's where that is too much."""
     problem = prepared.problem
+    from sklearn_convexbn.search._verification import independent_search
+
     bounded = proven(problem, Lambda)
     if bounded.proven:
         return bounded.bound
-    return searched(
-        problem,
-        prepared.whitening,
+    return independent_search(
+        problem.units.on(settings.device),
+        partial(random_directions, prepared.whitening, random_state=settings.random_state),
         Lambda,
         np.zeros((problem.units.n_parameters, 0)),
         n_starts=N_STARTS,
         random_state=settings.random_state,
-        device=settings.device,
-    ).largest
+    ).found.largest

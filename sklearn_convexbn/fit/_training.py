@@ -333,7 +333,7 @@ def solve(
     run_settings = solvers.RunSettings(
         tol=settings.tol,
         device=settings.device,
-        random_directions=partial(random_directions, whitening, random_state=settings.random_state),
+        random_directions=partial(random_directions, whitening),
         random_state=settings.random_state,
         start=start,
         provisional=settings.provisional,

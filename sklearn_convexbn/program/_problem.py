@@ -34,6 +34,9 @@ CLOSE = 1e-6
 #: Errors of a bound up to this share of the objective are rounding.
 NEGLIGIBLE = 1e-9
 
+#: The cautious gap is that of so many times the excess over alpha that searches have found.
+CAUTION = 3.0
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -90,18 +93,29 @@ class Certificate:
     primal : float
         Objective of the network.
     dual : float
-        Lower bound on the optimal value.
+        Lower bound on the optimal value; an estimate of one where `kind` says so.
     gap : float
-        Relative duality gap, ``(primal - dual) / primal``.
+        Relative duality gap, ``(primal - dual) / primal``: the larger of that of the stopping test
+        and that of the verification, if there was one.
     infeasibility : float
         Relative excess ``max |Lambda^T (Z q)_+| / alpha - 1`` of the dual point before it
-        was scaled back, at least 0.
+        was scaled back, at least 0; the largest that any search has found.
     kind : {"exact", "estimated"}
         "exact" when the bound is rigorous for the program named by `program`;
         "estimated" when the maximum over arrangements came from a search, which may have
         missed the most violated direction.
     program : str
         The optimum that is bounded: that of "all arrangements", or of a fixed list.
+    n_verified : int
+        Random starts of the verification, a search that was drawn after the decision to stop and
+        counts whatever it found. 0 where there was none: then the gap is that of a search which
+        was repeated until it passed, or the bound is exact.
+    n_hits : int
+        How many of them ended in the best maximum of the verification. Few, or none where it was
+        met near a neuron only, say that a larger search may find a better one.
+    cautious_gap : float
+        The gap if the largest correlation exceeded alpha by three times `infeasibility`. An exact
+        certificate's is `gap`. Like `gap` an estimate, only a more careful one.
     """
 
     primal: float
@@ -110,17 +124,52 @@ class Certificate:
     infeasibility: float
     kind: str
     program: str
+    n_verified: int
+    n_hits: int
+    cautious_gap: float
+
+    @property
+    def step(self) -> str:
+        """What the bound rests on: "exact", or the "verified" or "stopping" one of a search."""
+        if self.kind == "exact":
+            return "exact"
+        return "verified" if self.n_verified else "stopping"
 
     def scaled(self, factor: float) -> Certificate:
         """Return the certificate with both values multiplied by `factor`."""
         return replace(self, primal=self.primal * factor, dual=self.dual * factor)
 
-    def __str__(self) -> str:
-        bound = "certified" if self.kind == "exact" else "estimated, by a search,"
-        return (
-            f"objective {self.primal:.6g}, {bound} to be within {100 * self.gap:.2g} % of the "
-            f"optimum over {self.program}"
+    def of_objective(self, primal: float) -> Certificate:
+        """Return the certificate of a network with another objective, by the same bounds."""
+        cautious = self.primal * (1.0 - self.cautious_gap)
+        return replace(
+            self,
+            primal=primal,
+            gap=relative_gap(primal, self.dual),
+            cautious_gap=relative_gap(primal, cautious),
         )
+
+    def __str__(self) -> str:
+        return f"objective {self.primal:.6g}, {self._within()}{self._at_caution()}"
+
+    def _within(self) -> str:
+        """Say how close to the optimum the network is, and how that is known."""
+        how = {
+            "exact": "certified",
+            "verified": f"estimated, by an independent search of {self.n_verified} starts,",
+            "stopping": "estimated, by the searches of the fit alone,",
+        }
+        within = f"to be within {100 * self.gap:.2g} % of the optimum over {self.program}"
+        return f"{how[self.step]} {within}"
+
+    def _at_caution(self) -> str:
+        """Say what three times the violation found would mean, and how often it was found."""
+        if self.step == "exact":
+            return ""
+        cautious = f"{100 * self.cautious_gap:.2g} % at three times the violation it found"
+        if self.step == "stopping":
+            return f" ({cautious.replace('it', 'they')})"
+        return f" ({cautious}; {self.n_hits} starts ended in its best maximum)"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -289,6 +338,8 @@ class Problem(Objective):
         Lambda: Array | None = None,
         largest_correlation: float | None = None,
         proven: bool = False,
+        n_verified: int = 0,
+        n_hits: int = 0,
     ) -> tuple[Neurons, Certificate]:
         """Set the optimal b and bound the distance from the optimum.
 
@@ -305,6 +356,8 @@ class Problem(Objective):
             needs a list.
         proven : bool, default=False
             Whether `largest_correlation` is an upper bound, not the result of a search.
+        n_verified, n_hits : int, default=0
+            Of a certificate that is not proven.
 
         Returns
         -------
@@ -324,12 +377,16 @@ class Problem(Objective):
         if largest_correlation is None:
             largest_correlation, proven = self._largest_correlation(Lambda), True
         dual = self.dual_value(Lambda, largest_correlation)
+        cautious = largest_correlation
         if not self._sums_to_zero(Lambda, neurons.intercept, primal):
-            dual = self.dual_value(Lambda, np.inf)
+            cautious = np.inf
+            dual = self.dual_value(Lambda, cautious)
         elif primal - dual < CLOSE * abs(primal):
             # The network's own units bound the gap from below; a search may have missed them.
             largest_correlation = max(largest_correlation, self._unit_correlation(Lambda, neurons))
             dual = self.dual_value(Lambda, largest_correlation)
+            cautious = largest_correlation
+        cautious_dual = dual if proven else self.cautious_dual_value(Lambda, cautious)
         return neurons, Certificate(
             primal=primal,
             dual=dual,
@@ -337,6 +394,9 @@ class Problem(Objective):
             infeasibility=max(0.0, largest_correlation / self.alpha - 1.0),
             kind="exact" if proven else "estimated",
             program=self.program,
+            n_verified=n_verified,
+            n_hits=n_hits,
+            cautious_gap=relative_gap(primal, cautious_dual),
         )
 
     def _sums_to_zero(self, Lambda: Array, intercept: np.ndarray, primal: float) -> bool:
@@ -345,6 +405,11 @@ class Problem(Objective):
             return True
         residual = as_numpy(self.shards.total(Lambda.sum(axis=0)))
         return bool(abs(residual) @ abs(intercept) <= NEGLIGIBLE * abs(primal))
+
+    def cautious_dual_value(self, Lambda: Array, largest_correlation: float) -> float:
+        """Return the dual value if correlations exceeded alpha by `CAUTION` times as much."""
+        excess = max(largest_correlation - self.alpha, 0.0)
+        return self.dual_value(Lambda, self.alpha + CAUTION * excess)
 
     def _feasible(self, Lambda: Array, own: Array) -> tuple[Array, float]:
         """Return a dual point near Lambda that is feasible but for its correlations.

@@ -7,18 +7,12 @@ The one place that decides how a bound on the optimum over all arrangements come
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from sklearn_convexbn.data._whitening import Whitening
-from sklearn_convexbn.program._arrangements import random_directions
 from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.support._arrays import Array, as_numpy
-
-#: Ascent steps of a fine search; relatives of maxima (at most) and generations of a thorough one.
-FINE_STEPS, THOROUGH_RELATIVES, THOROUGH_GENERATIONS = 20, 500, 2
 
 
 @dataclass(frozen=True)
@@ -108,36 +102,3 @@ def proven(problem: Problem, Lambda: Array) -> Found:
         return found
     value, q = largest_correlation(*units.gathered(Lambda))
     return found.joined(Found(np.array([value]), q[:, None], value))
-
-
-def searched(
-    problem: Problem,
-    whitening: Whitening,
-    Lambda: Array,
-    known: np.ndarray,
-    *,
-    n_starts: int,
-    random_state: np.random.RandomState,
-    device: str,
-) -> Found:
-    """Return what a thorough search of its own for large correlations finds.
-
-    Parameters
-    ----------
-    problem : Problem
-    whitening : Whitening
-    Lambda : ndarray or torch.Tensor of shape (n, C)
-    known : ndarray of shape (k, m)
-        Units that are starts besides the random ones.
-    n_starts : int
-    random_state : numpy.random.RandomState
-    device : str
-    """
-    from sklearn_convexbn.search._search import Effort, Search
-
-    draw = partial(random_directions, whitening, random_state=random_state)
-    search = Search(problem.units.on(device), draw, random_state)
-    n_relatives = min(THOROUGH_RELATIVES, n_starts)
-    effort = Effort(n_starts, n_relatives, FINE_STEPS, THOROUGH_GENERATIONS)
-    directions = search(Lambda, known, effort)[1]
-    return Found(problem.correlations(Lambda, directions), directions)

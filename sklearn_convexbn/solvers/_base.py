@@ -23,7 +23,10 @@ from sklearn_convexbn.support._device import one_thread_after_fork
 from sklearn_convexbn.support._warnings import warn_caller
 
 #: Columns of ``history_``.
-HISTORY = ("objective", "dual_gap", "n_neurons", "time")
+HISTORY = ("objective", "dual_gap", "n_neurons", "time", "kind")
+
+#: One round in these columns.
+Row = tuple[float, float, int, float, str]
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,15 @@ class Iterate:
         A dual point better than the one the network itself gives.
     largest_correlation : float or None
         The largest ``|Lambda^T (Z q)_+|`` of the dual point: an upper bound (then `proven`) or
-        the maximum of a search. None lets the problem compute it.
+        the maximum of all searches in this round. None lets the problem compute it.
     proven : bool
         Whether `largest_correlation` bounds the true maximum.
+    n_verified : int
+        Random starts of the verification, an independent search that a solver makes once its own
+        searches let the run stop; its maximum is part of `largest_correlation`. 0 if there was
+        none.
+    n_hits : int
+        How many of them ended in its best maximum.
     stalled : bool
         Whether the solver can improve no further; the driver then stops.
     """
@@ -49,6 +58,8 @@ class Iterate:
     Lambda: Array | None = None
     largest_correlation: float | None = None
     proven: bool = False
+    n_verified: int = 0
+    n_hits: int = 0
     stalled: bool = False
 
 
@@ -63,21 +74,20 @@ class RunSettings:
     device : str
         torch device for solvers that compute in torch.
     random_directions : callable
-        ``random_directions(count)`` draws directions (k, count), the same sequence for the
-        same ``random_state``.
+        ``random_directions(count, random_state)`` draws directions (k, count), the same ones for
+        a ``random_state`` in the same state.
     random_state : numpy.random.RandomState
         The source of all other random numbers.
     start : Neurons or None
         Network to start from.
     provisional : bool
         Whether the network is one of many that are only compared, in cross-validation. Then the gap
-        that ends the run need not stand up to the solver's most thorough search, and the caller
-        is the one to warn.
+        that ends the run is neither proven nor verified, and the caller is the one to warn.
     """
 
     tol: float
     device: str
-    random_directions: Callable[[int], np.ndarray]
+    random_directions: Callable[[int, np.random.RandomState], np.ndarray]
     random_state: np.random.RandomState
     start: Neurons | None = None
     provisional: bool = False
@@ -182,7 +192,7 @@ def run(
     check_parameters(solver, solver._parameter_constraints)
     one_thread_after_fork()
     begin = time.perf_counter()
-    rows: list[tuple[float, float, int, float]] = []
+    rows: list[Row] = []
     best: tuple[Neurons, Certificate] | None = None
     converged, reason = False, ""
     iterates = solver.iterates(problem, settings)
@@ -199,7 +209,7 @@ def run(
             raise ValueError(_without_result(solver, what))
         certificate = best[1]
         elapsed = time.perf_counter() - begin
-        rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed))
+        rows.append((certificate.primal, certificate.gap, len(best[0]), elapsed, certificate.step))
         if verbose:
             print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
         converged = certificate.gap <= settings.tol
@@ -239,6 +249,8 @@ def _certified(
             Lambda=iterate.Lambda,
             largest_correlation=iterate.largest_correlation,
             proven=iterate.proven,
+            n_verified=iterate.n_verified,
+            n_hits=iterate.n_hits,
         )
         nothing, value = problem.nothing
     what = _not_finite(
@@ -252,8 +264,7 @@ def _certified(
         return None, what
     if len(neurons) == 0 or not value <= certificate.primal:
         return (neurons, certificate), ""
-    gap = relative_gap(value, certificate.dual)
-    return (nothing, replace(certificate, primal=value, gap=gap)), ""
+    return (nothing, certificate.of_objective(value)), ""
 
 
 def _not_finite(values: dict[str, np.ndarray | float]) -> str:
@@ -270,9 +281,7 @@ def _without_result(solver: Solver, what: str) -> str:
     )
 
 
-def _result(
-    best: tuple[Neurons, Certificate], rows: list[tuple[float, float, int, float]], converged: bool
-) -> Result:
+def _result(best: tuple[Neurons, Certificate], rows: list[Row], converged: bool) -> Result:
     """Return the best network with the history in columns."""
     columns = zip(*rows, strict=True)
     history = {key: np.array(column) for key, column in zip(HISTORY, columns, strict=True)}
@@ -284,18 +293,22 @@ def _better(
 ) -> tuple[Neurons, Certificate]:
     """Keep the network of smaller objective, and the larger of two proven lower bounds.
 
-    An estimated bound is not carried over: a later search may have shown it to be wrong.
+    An estimated bound is not carried over to a later network: a later search may have shown it to
+    be wrong. But the latest verification counts for the best network as well.
     """
     if best is None:
         return neurons, certificate
     old = best[1]
+    if certificate.kind == "estimated" and certificate.primal > old.primal:
+        verified = certificate.step == "verified" and old.kind == "estimated"
+        return (best[0], certificate.of_objective(old.primal)) if verified else best
     if certificate.kind == "estimated":
-        return (neurons, certificate) if certificate.primal <= old.primal else best
+        return neurons, certificate
     dual = max(old.dual, certificate.dual) if old.kind == "exact" else certificate.dual
     if certificate.primal > old.primal:
         neurons, certificate = best[0], replace(certificate, primal=old.primal)
     gap = relative_gap(certificate.primal, dual)
-    return neurons, replace(certificate, dual=dual, gap=gap)
+    return neurons, replace(certificate, dual=dual, gap=gap, cautious_gap=gap)
 
 
 def _not_converged(certificate: Certificate, tol: float, rounds: int, reason: str) -> str:

@@ -19,29 +19,20 @@ import numpy as np
 from scipy import optimize
 
 from sklearn_convexbn.program._problem import Neurons, Problem
-from sklearn_convexbn.search._bound import THOROUGH_GENERATIONS, Found, proven
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
-from sklearn_convexbn.support._arrays import Array
-from sklearn_convexbn.support._compat import Interval
+from sklearn_convexbn.solvers._round_search import RoundSearch, gap_left
+from sklearn_convexbn.support._compat import Interval, StrOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sklearn_convexbn.program.units._base import Units
-    from sklearn_convexbn.search._search import Effort, Search
 
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
 #: Refits of several outputs are as accurate as this part of the gap so far.
 REFIT_SHARE = 0.02
-
-#: Rounds with a gap of more than this many tolerances search in so few steps, without circles.
-ROUGH_GAPS, ROUGH_STEPS = 10.0, 10
-
-#: The search that certifies: the operations its fresh starts may cost, and the least multiple of a
-#: round's starts it has whatever they cost.
-CERTIFYING_OPERATIONS, LEAST_CERTIFY_FACTOR = 2e10, 5
 
 
 class Pursuit(Solver):
@@ -52,15 +43,17 @@ class Pursuit(Solver):
     n_starts : int, default=100
         Random starts of each round's search.
     n_search_steps : int, default=20
-        Ascent steps of each round's search.
+        Ascent steps of each round's search, once a rough one of 10 steps lets the fit stop.
     n_insert : int, default=60
         Largest number of neurons inserted in a round.
     n_slide_steps : int, default=50
         Quasi-Newton steps on all neurons in a round.
-    certify_factor : int, default=100
-        The stopping test is repeated with a fresh search of up to this many times the starts,
-        fewer where the rows and dimensions are many, but at least 5 times; or exactly, where
-        they are few.
+    n_verify : int or "auto", default="auto"
+        Random starts of the verification: a search with random numbers of its own that is made
+        once the fit would stop, where nothing can be proven, and reported whatever it finds. If
+        that is more than ``tol`` allows, the fit goes on from there, and the next verification
+        has twice the starts. "auto" takes about as many as the rounds had together, but at most
+        as many as cost a third of the fit; 0 verifies nothing.
     """
 
     name = "pursuit"
@@ -73,7 +66,7 @@ class Pursuit(Solver):
         "n_search_steps": [Interval(Integral, 1, None, closed="left")],
         "n_insert": [Interval(Integral, 1, None, closed="left")],
         "n_slide_steps": [Interval(Integral, 0, None, closed="left")],
-        "certify_factor": [Interval(Integral, 1, None, closed="left")],
+        "n_verify": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
@@ -82,13 +75,13 @@ class Pursuit(Solver):
         n_search_steps: int = 20,
         n_insert: int = 60,
         n_slide_steps: int = 50,
-        certify_factor: int = 100,
+        n_verify: int | str = "auto",
     ) -> None:
         self.n_starts = n_starts
         self.n_search_steps = n_search_steps
         self.n_insert = n_insert
         self.n_slide_steps = n_slide_steps
-        self.certify_factor = certify_factor
+        self.n_verify = n_verify
 
     def unsupported(self, problem: Problem) -> str:
         if problem.activation != "relu":
@@ -96,10 +89,18 @@ class Pursuit(Solver):
         return ""
 
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
-        from sklearn_convexbn.search._search import Search, distinct_violators
+        from sklearn_convexbn.search._search import distinct_violators
 
         training = _TorchProblem(problem, settings.device)
-        search = Search(training.units, settings.random_directions, settings.random_state)
+        search = RoundSearch(
+            problem,
+            training.units,
+            settings,
+            n_starts=self.n_starts,
+            n_steps=self.n_search_steps,
+            n_slide_steps=self.n_slide_steps,
+            n_verify=self.n_verify,
+        )
         neurons = settings.start or _nothing(problem)
         neurons = problem.shards.agreed(neurons)
         neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
@@ -108,13 +109,19 @@ class Pursuit(Solver):
             neurons = problem.shards.agreed(neurons)
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
-            found = self._search(problem, neurons, Lambda, search, settings)
-            yield Iterate(neurons, largest_correlation=found.largest, proven=found.proven)
+            found, n_verified, n_hits = search(neurons, Lambda)
+            yield Iterate(
+                neurons,
+                largest_correlation=found.largest,
+                proven=found.proven,
+                n_verified=n_verified,
+                n_hits=n_hits,
+            )
             new = distinct_violators(
                 found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, found.directions[:, new].T)
-            gap = max(_gap(problem, neurons, found), settings.tol)
+            gap = max(gap_left(problem, neurons, found), settings.tol)
             neurons = self._refined(problem, training, neurons, gap)
 
     def _refined(
@@ -125,57 +132,6 @@ class Pursuit(Solver):
         neurons = slide(training, neurons, n_steps=self.n_slide_steps)
         neurons = merge_equal_units(problem, neurons)
         return refit(training, neurons, tol=REFIT_SHARE * gap)
-
-    def _search(
-        self,
-        problem: Problem,
-        neurons: Neurons,
-        Lambda: Array,
-        search: Search,
-        settings: RunSettings,
-    ) -> Found:
-        """Search for violators, the harder the fewer there seem to be, at last for a proof."""
-        known = neurons.directions.T
-        some = known
-        if len(neurons) > self.n_starts:
-            some = known[:, search.random_state.permutation(len(neurons))[: self.n_starts]]
-        rough, fine, certifying = self._efforts(problem)
-        found = Found(*search(Lambda, some, rough))
-        if _gap(problem, neurons, found) > ROUGH_GAPS * settings.tol:
-            return found
-        found = found.joined(Found(*search(Lambda, some, fine)))
-        if _gap(problem, neurons, found) > settings.tol or settings.provisional:
-            return found
-        bounded = found.joined(proven(problem, Lambda))
-        if bounded.proven and (bounded.is_tight or _gap(problem, neurons, bounded) <= settings.tol):
-            return bounded
-        return found.joined(Found(*search(Lambda, known, certifying)))
-
-    def _efforts(self, problem: Problem) -> tuple[Effort, Effort, Effort]:
-        """Return what a rough, a fine and a certifying search do."""
-        from sklearn_convexbn.search._search import Effort
-
-        rough = Effort(self.n_starts, self.n_starts, ROUGH_STEPS, 0, steered=True)
-        fine = rough._replace(n_steps=self.n_search_steps, n_generations=1)
-        units = problem.units
-        certifying = Effort(
-            self.certifying_starts(units.n_rows, units.n_parameters),
-            LEAST_CERTIFY_FACTOR * self.n_starts,
-            self.n_search_steps,
-            THOROUGH_GENERATIONS,
-        )
-        return rough, fine, certifying
-
-    def certifying_starts(self, n: int, k: int) -> int:
-        """Return how many fresh starts the search has that certifies, for Z of shape (n, k)."""
-        affordable = CERTIFYING_OPERATIONS / (4 * n * k * self.n_search_steps * self.n_starts)
-        factor = max(min(self.certify_factor, affordable), LEAST_CERTIFY_FACTOR)
-        return int(factor * self.n_starts)
-
-
-def _gap(problem: Problem, neurons: Neurons, found: Found) -> float:
-    """Return the relative gap that a search leaves."""
-    return problem.certificate(neurons, largest_correlation=found.largest)[1].gap
 
 
 class _TorchProblem:

@@ -1,0 +1,155 @@
+"""The searches of a pursuit: what each round looks for, when it may stop, and the verification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.search._bound import Found, proven
+from sklearn_convexbn.solvers._base import RunSettings
+from sklearn_convexbn.support._arrays import Array
+
+if TYPE_CHECKING:
+    from sklearn_convexbn.program.units._base import Draw, Units
+    from sklearn_convexbn.search._search import Effort
+
+#: Ascent steps of a rough search.
+ROUGH_STEPS = 10
+
+#: The first verification costs at most this part of what the searches and slides of the rounds
+#: have cost: a third of all then.
+VERIFICATION_SHARE = 0.5
+
+
+class Outcome(NamedTuple):
+    """What the searches of a round have found.
+
+    Attributes
+    ----------
+    found : Found
+        By all of them.
+    n_verified, n_hits : int
+        Random starts of the verification, and how many ended in its best maximum; 0 without one.
+    """
+
+    found: Found
+    n_verified: int = 0
+    n_hits: int = 0
+
+
+class RoundSearch:
+    """Searches of one run: rough ones, fine ones, proofs, and a verification at the end.
+
+    Rounds search roughly until the gap passes the tolerance, then finely. If that passes too and
+    nothing can be proven, an independent search decides: one for each time that a run would stop,
+    each with twice the starts of the one before, so that going on cannot fish for a lucky one.
+
+    Parameters
+    ----------
+    problem : Problem
+    units : Units
+        On the device of the searches.
+    settings : RunSettings
+    n_starts : int
+        Random starts of a round.
+    n_steps : int
+        Ascent steps of a fine search.
+    n_slide_steps : int
+        Steps of the slides between rounds, by which their cost is estimated.
+    n_verify : int or "auto"
+        Random starts of the first verification; 0 for none.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        units: Units,
+        settings: RunSettings,
+        *,
+        n_starts: int,
+        n_steps: int,
+        n_slide_steps: int,
+        n_verify: int | str,
+    ) -> None:
+        from sklearn_convexbn.search._search import Effort, Search
+
+        self.problem, self.units, self.settings = problem, units, settings
+        self.n_verify = 0 if settings.provisional else n_verify
+        self._slide_steps = n_slide_steps
+        # Drawn now, so that the course of a fit does not depend on its verifications.
+        seed = settings.random_state.randint(np.iinfo(np.int32).max)
+        self._own_state = np.random.RandomState(seed)
+        self._search = Search(units, self._draw(settings.random_state), settings.random_state)
+        self._rough = Effort(n_starts, n_starts, ROUGH_STEPS, 0, steered=True)
+        self._fine = self._rough._replace(n_steps=n_steps, n_generations=1)
+        self._needs_fine = False
+        # Starts so far, and ascent and slide steps of single units, which cost about the same.
+        self._n_ascents, self._work = 0, 0.0
+
+    def __call__(self, neurons: Neurons, Lambda: Array) -> Outcome:
+        """Search for violators of a dual point, as hard as it takes to know whether to stop."""
+        self._work += len(neurons) * self._slide_steps
+        found = self._searched(neurons, Lambda, self._rough)
+        if not (self._needs_fine or self._passes(neurons, found)):
+            return Outcome(found)
+        found = found.joined(self._searched(neurons, Lambda, self._fine))
+        if not self._passes(neurons, found):
+            self._needs_fine = True
+            return Outcome(found)
+        if self.settings.provisional:
+            return Outcome(found)
+        bounded = found.joined(proven(self.problem, Lambda))
+        if bounded.proven and (bounded.is_tight or self._passes(neurons, bounded)):
+            return Outcome(bounded)
+        return self._verified(neurons, Lambda, found) if self.n_verify else Outcome(found)
+
+    def _searched(self, neurons: Neurons, Lambda: Array, effort: Effort) -> Found:
+        """Return what a search from fresh starts, earlier maxima and some neurons finds."""
+        known = neurons.directions.T
+        if len(neurons) > effort.n_starts:
+            order = self._search.random_state.permutation(len(neurons))
+            known = known[:, order[: effort.n_starts]]
+        found = Found(*self._search(Lambda, known, effort))
+        self._n_ascents += len(found.values)
+        self._work += len(found.values) * effort.n_steps
+        return found
+
+    def _verified(self, neurons: Neurons, Lambda: Array, found: Found) -> Outcome:
+        """Search afresh, and join whatever that finds; the next time from twice the starts."""
+        from sklearn_convexbn.search._verification import independent_search
+
+        if self.n_verify == "auto":
+            self.n_verify = self._affordable_starts()
+        n_starts = int(self.n_verify)
+        self.n_verify = 2 * n_starts
+        verification = independent_search(
+            self.units,
+            self._draw(self._own_state),
+            Lambda,
+            neurons.directions.T,
+            n_starts=n_starts,
+            random_state=self._own_state,
+        )
+        self._search.maxima = verification.maxima  # where rounds look first, should it go on
+        found = found.joined(verification.found)
+        return Outcome(found, verification.n_starts, verification.n_hits)
+
+    def _affordable_starts(self) -> int:
+        """Return as many starts as the rounds had, or as many as cost a third of all."""
+        from sklearn_convexbn.search._verification import STEPS, ascents_a_start
+
+        affordable = VERIFICATION_SHARE * self._work / (STEPS * ascents_a_start())
+        return max(int(min(self._n_ascents, affordable)), self._rough.n_starts)
+
+    def _draw(self, random_state: np.random.RandomState) -> Draw:
+        return lambda count: self.settings.random_directions(count, random_state)
+
+    def _passes(self, neurons: Neurons, found: Found) -> bool:
+        return gap_left(self.problem, neurons, found) <= self.settings.tol
+
+
+def gap_left(problem: Problem, neurons: Neurons, found: Found) -> float:
+    """Return the relative gap that a search leaves."""
+    return problem.certificate(neurons, largest_correlation=found.largest)[1].gap
