@@ -19,6 +19,7 @@ from sklearn_convexbn.losses._base import (
     _sigmoid,
 )
 from sklearn_convexbn.losses._base import _xlogx as xlogx
+from sklearn_convexbn.losses._dual_rows import DualRows
 from sklearn_convexbn.support._arrays import Array, array_namespace, like, on_device
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_parameters
 from sklearn_convexbn.support._sharding import Shards
@@ -71,6 +72,9 @@ class LogLoss(Loss):
 
     def outside(self, U: Array, Y: Array, p: Array) -> Array:
         return self.of_outputs(U.shape[1]).outside(U, Y, p)
+
+    def dual_rows(self, Y: Array, p: Array) -> DualRows | None:
+        return self.of_outputs(Y.shape[1]).dual_rows(Y, p)
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         return self.of_outputs(F.shape[1]).cvxpy_value(F, Y, p)

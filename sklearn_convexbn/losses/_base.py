@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from sklearn.base import BaseEstimator
 
+from sklearn_convexbn.losses._dual_rows import DualRows, Probabilities, Residuals
 from sklearn_convexbn.support._arrays import Array, array_namespace, on_device
 from sklearn_convexbn.support._sharding import Shards
 
@@ -39,8 +40,6 @@ class Loss(BaseEstimator, ABC):
     identity_hessian : bool, default=False
         Whether the Hessian of one row's loss is the identity everywhere, so that it is half the
         squared distance from a target and a constant. Solvers then factorise once.
-    is_cross_entropy : bool, default=False
-        Whether it is the cross-entropy of the softmax of the outputs, or of one output and zero.
     accepts : frozenset of {"numbers", "labels"}, default={"numbers"}
         Targets it is for: numbers of regressors, labels of classifiers, or both. Labels are
         encoded as one target of -1 and 1 for two classes and one-hot for more.
@@ -55,7 +54,6 @@ class Loss(BaseEstimator, ABC):
     name: ClassVar[str]
     curvature: float = float("inf")
     identity_hessian: ClassVar[bool] = False
-    is_cross_entropy: ClassVar[bool] = False
     accepts: ClassVar[frozenset[str]] = frozenset({"numbers"})
     target_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     rescales_target: ClassVar[bool] = True
@@ -111,6 +109,16 @@ class Loss(BaseEstimator, ABC):
         """
         return _low_rank_parts(self.hessian(F, Y, p))
 
+    def dual_rows(self, Y: Array, p: Array) -> DualRows | None:
+        """Return the conjugate row by row with its derivatives, for methods on the dual.
+
+        None, where it is not known: such methods then leave the loss to others. Known here where
+        the Hessian is the identity.
+        """
+        if not self.identity_hessian:
+            return None
+        return Residuals(-self.gradient(array_namespace(Y).zeros_like(Y), Y, p) / p[:, None], p)
+
     def prediction(self, F: Array) -> Array:
         """Return what a regressor predicts at the raw output F (n, C), of the same shape."""
         return F
@@ -165,7 +173,6 @@ class LogisticLoss(Loss):
     """Binary logistic loss, ``log(1 + exp(f)) - y f`` with y in {0, 1} and one output."""
 
     name = "logistic"
-    is_cross_entropy = True
     curvature = 0.25
     accepts = frozenset({"labels"})
 
@@ -188,6 +195,9 @@ class LogisticLoss(Loss):
         u = U / p[:, None]
         return _largest_below_zero(Y + u, (1.0 - Y) - u)
 
+    def dual_rows(self, Y: Array, p: Array) -> DualRows:
+        return Probabilities(Y, p)
+
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         s = _sigmoid(F)
         return (p[:, None] * s * _sigmoid(-F))[:, :, None]
@@ -202,7 +212,6 @@ class SoftmaxLoss(Loss):
     """Multinomial cross-entropy, ``log sum_c exp(f_c) - <y, f>`` with one-hot y (n, C)."""
 
     name = "softmax"
-    is_cross_entropy = True
     curvature = 0.5
     accepts = frozenset({"labels"})
 
@@ -230,6 +239,9 @@ class SoftmaxLoss(Loss):
     def outside(self, U: Array, Y: Array, p: Array) -> Array:
         others = U / p[:, None] * (1.0 - Y)
         return _largest_below_zero(others, 1.0 - others.sum(axis=1))
+
+    def dual_rows(self, Y: Array, p: Array) -> DualRows:
+        return Probabilities(Y, p)
 
     def hessian(self, F: Array, Y: Array, p: Array) -> Array:
         xp = array_namespace(F)

@@ -39,13 +39,14 @@ CUTS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 0.0)
 def affordable(program: GatedProgram, n_gates: int) -> bool:
     """Return whether the dual has few enough unknowns; it is solved in float64 alone.
 
-    And for losses of which the conjugate is known with its derivatives.
+    And for losses that know their conjugate with its derivatives, :meth:`Loss.dual_rows`.
     """
     (n, C), entries = program.Y.shape, program.Z.shape[1] * program.pooling.n_cells
     unknowns, entries = n * C, entries * C
     cost = float(unknowns) * n_gates * entries * (unknowns + entries)
-    known = program.loss.identity_hessian or program.loss.is_cross_entropy
-    return known and program.Z.dtype == torch.float64 and cost <= MAX_STEP_COST
+    if program.Z.dtype != torch.float64 or cost > MAX_STEP_COST:
+        return False
+    return program.loss.dual_rows(program.Y, program.p) is not None
 
 
 def solve_dual(program: GatedProgram, tol: float) -> tuple[Point, Tensor]:
@@ -106,19 +107,13 @@ class _State:
 
 
 class _Dual:
-    """The dual in unknowns x (n, q), ``Lambda_i = p_i M_i x_i``.
-
-    The residuals of the squared loss; for cross-entropies the probabilities of the classes other
-    than a row's own, so that those near zero keep their digits.
-    """
+    """The dual in the unknowns x (n, q) of the loss, ``Lambda_i = p_i M_i x_i``."""
 
     def __init__(self, program: GatedProgram) -> None:
-        self.program, self.squared = program, program.loss.identity_hessian
-        nothing = torch.zeros_like(program.Y)
-        # What the loss of a row is the squared distance from, where it is one.
-        self.targets = -program.gradient(nothing) / program.p[:, None]
-        self.rows = self._row_maps()
-        n, _, q = self.rows.shape
+        rows = program.loss.dual_rows(program.Y, program.p)
+        assert rows is not None
+        self.program, self.rows = program, rows
+        n, _, q = rows.maps.shape
         self.shape = n, q
         basis = torch.eye(n * q, dtype=program.Z.dtype, device=program.Z.device).view(n * q, n, q)
         blocks = torch.stack([program.adjoint(self.multipliers(x)) for x in basis], dim=-1)
@@ -129,27 +124,15 @@ class _Dual:
         sums = sums[: q if program.fit_intercept else 0]  # those of softmax sum to zero themselves
         self.sums = sums / sums.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
-    def _row_maps(self) -> Tensor:
-        """Return M (n, C, q)."""
-        Y = self.program.Y
-        n, C = Y.shape
-        eye = torch.eye(C, dtype=Y.dtype, device=Y.device)
-        if self.squared:
-            return eye.expand(n, C, C)
-        if C == 1:
-            return (2.0 * Y - 1.0).unsqueeze(2)
-        others = torch.stack([eye[:, torch.arange(C) != c] for c in range(C)])[Y.argmax(dim=1)]
-        return Y.unsqueeze(2) - others
-
     def multipliers(self, x: Tensor) -> Tensor:
         """Return Lambda (n, C)."""
-        return self.program.p[:, None] * (self.rows @ x.unsqueeze(2))[:, :, 0]
+        return self.program.p[:, None] * (self.rows.maps @ x.unsqueeze(2))[:, :, 0]
 
     def start(self) -> Tensor:
         """Return the constant model's x, scaled until it is strictly feasible."""
         program = self.program
         residuals = -program.gradient(program.constant_fit()) / program.p[:, None]
-        x = torch.linalg.lstsq(self.rows, residuals.unsqueeze(2))[0][:, :, 0]
+        x = torch.linalg.lstsq(self.rows.maps, residuals.unsqueeze(2))[0][:, :, 0]
         largest = float(torch.linalg.matrix_norm(self._blocks(x), 2).amax())
         return x * min(0.5, 0.5 * program.alpha / max(largest, 1e-300))
 
@@ -183,33 +166,15 @@ class _Dual:
         W, alpha = self._blocks(x), self.program.alpha
         eye = torch.eye(W.shape[2], dtype=W.dtype, device=W.device)
         factor, failed = torch.linalg.cholesky_ex(eye - W.mT @ W / alpha**2)
-        rest = 1.0 - x.sum(dim=1)
-        inside = self.squared or (float(x.min()) > 0.0 and float(rest.min()) > 0.0)
-        if bool(failed.any()) or not inside:
+        if bool(failed.any()) or not self.rows.inside(x):
             return None
         M = torch.cholesky_inverse(factor) / alpha**2
         barrier = -2.0 * float(factor.diagonal(dim1=1, dim2=2).log().sum())
-        return _State(W, M, W @ M, self._conjugate(x) / mu + barrier)
-
-    def _conjugate(self, x: Tensor) -> float:
-        p = self.program.p[:, None]
-        if self.squared:
-            return float((p * x * (0.5 * x - self.targets)).sum())
-        rest = 1.0 - x.sum(dim=1, keepdim=True)
-        return float((p * x * x.log()).sum() + (p * rest * torch.log1p(rest - 1.0)).sum())
-
-    def _conjugate_slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gradient (n, q) and Hessians (n, q, q) of the conjugate in x."""
-        p = self.program.p[:, None]
-        if self.squared:
-            return p * (x - self.targets), torch.diag_embed(p + 0.0 * x)
-        rest = 1.0 - x.sum(dim=1, keepdim=True)
-        hessians = torch.diag_embed(1.0 / x) + 1.0 / rest.unsqueeze(2)
-        return p * (x.log() - torch.log1p(rest - 1.0)), p.unsqueeze(2) * hessians
+        return _State(W, M, W @ M, self.rows.value(x) / mu + barrier)
 
     def _newton(self, x: Tensor, state: _State, mu: float) -> tuple[Tensor, float]:
         """Return the Newton step that keeps the sums, and the squared decrement."""
-        gradient, rows = self._conjugate_slopes(x)
+        gradient, hessians = self.rows.slopes(x)
         A = self.blocks.flatten(0, 2)
         g = gradient.reshape(-1) / mu + A.T @ (2.0 * state.G).reshape(-1)
         # d^2: 2 (I + G W^T) dW M + 2 G dW^T G.
@@ -218,7 +183,7 @@ class _Dual:
         moved = 2.0 * ((dW + G @ (W.mT @ dW)) @ M + G @ (dW.mT @ G))
         K = A.T @ moved.permute(0, 2, 3, 1).flatten(0, 2)
         n, q = self.shape
-        K.view(n, q, n, q).diagonal(dim1=0, dim2=2).add_(rows.permute(1, 2, 0) / mu)
+        K.view(n, q, n, q).diagonal(dim1=0, dim2=2).add_(hessians.permute(1, 2, 0) / mu)
         d = K.diagonal().clamp_min(1e-300).rsqrt()
         K = 0.5 * (K + K.T) * d[:, None] * d
         E, g = self.sums * d, d * g
