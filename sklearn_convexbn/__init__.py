@@ -17,6 +17,7 @@ from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBN
 from sklearn_convexbn.estimators._heads import replace_head
 from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
+from sklearn_convexbn.estimators._robustness import certified_radius, lipschitz_bound
 from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
 
@@ -34,8 +35,10 @@ __all__ = [
     "SpectrumDisplay",
     "__version__",
     "alpha_max",
+    "certified_radius",
     "certify",
     "convexbn_path",
+    "lipschitz_bound",
     "replace_head",
     "row_shards",
 ]

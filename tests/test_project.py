@@ -113,6 +113,8 @@ def test_no_modules_import_each_other_within_a_folder():
 def public_objects():
     for name in ("alpha_max", "certify", "convexbn_path", "replace_head", "row_shards"):
         yield f"sklearn_convexbn.{name}"
+    for name in ("certified_radius", "lipschitz_bound"):
+        yield f"sklearn_convexbn.{name}"
     for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
         yield f"sklearn_convexbn.{name}"
         for method in ("from_estimator", "plot"):

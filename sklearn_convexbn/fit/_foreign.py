@@ -26,11 +26,12 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Scale, shift (both (m,)) and eps of a batch normalization; statistics come from data."""
+    """Scale, shift (both (m,)) and eps of a batch normalization, and its running statistics."""
 
     scale: np.ndarray
     shift: np.ndarray
     eps: float
+    running: tuple[np.ndarray, np.ndarray] | None = None  # mean and variance
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,32 @@ class Layers:
         coefs, intercepts = [W, self.coefs[1]], [intercept, self.intercepts[1]]
         return Network(coefs, intercepts, {}, patches=self.patches)
 
+    def in_eval_mode(self) -> Network:
+        """Fold batch normalization with its running statistics.
 
-def read_network(network: Any, X: Any) -> Layers:
+        Raises
+        ------
+        ValueError
+            If it has none.
+        """
+        if self.batch_norm is None:
+            return Network(self.coefs, self.intercepts, {}, patches=self.patches)
+        if self.batch_norm.running is None:
+            raise ValueError(
+                "The network's batch normalization has track_running_stats=False, so its output "
+                "for a row depends on the other rows of a batch."
+            )
+        mean, variance = self.batch_norm.running
+        factor = self.batch_norm.scale / np.sqrt(variance + self.batch_norm.eps)
+        intercept = self.batch_norm.shift + (self.intercepts[0] - mean) * factor
+        coefs = [self.coefs[0] * factor, self.coefs[1]]
+        return Network(coefs, [intercept, self.intercepts[1]], {}, patches=self.patches)
+
+
+def read_network(network: Any, X: Any, caller: str = "certify") -> Layers:
     """Read a two-layer ReLU network; X, as the network takes it, has the shape of images.
+
+    Messages name the `caller`.
 
     Raises
     ------
@@ -115,7 +139,7 @@ def read_network(network: Any, X: Any) -> Layers:
     if torch is not None and isinstance(network, torch.nn.Sequential):
         layers = _from_torch(network, torch.nn, X)
     elif isinstance(network, BaseEstimator) and hasattr(network, "activation"):
-        layers = _from_estimator(network)
+        layers = _from_estimator(network, caller)
     else:
         raise TypeError(f"{ACCEPTED} Got {named(network)}.")
     arrays = [*layers.coefs, *layers.intercepts]
@@ -126,16 +150,16 @@ def read_network(network: Any, X: Any) -> Layers:
     return layers
 
 
-def _from_estimator(network: Any) -> Layers:
+def _from_estimator(network: Any, caller: str) -> Layers:
     check_is_fitted(network)
     if network.activation != "relu":
         raise ValueError(
-            f"certify needs activation='relu'. Got a {type(network).__name__} with "
+            f"{caller} needs activation='relu'. Got a {type(network).__name__} with "
             f"activation={network.activation!r}."
         )
     if is_regressor(network) and getattr(network, "out_activation_", "identity") != "identity":
         raise ValueError(
-            f"certify needs outputs that are the predictions. Got a {type(network).__name__} with "
+            f"{caller} needs outputs that are the predictions. Got a {type(network).__name__} with "
             f"loss={network.loss!r}, whose predictions are the exponentials of its outputs, so it "
             "is no network of a problem with squared error."
         )
@@ -221,12 +245,12 @@ def _grid_of_layers(conv: Any, pool: Any, X: Any) -> PatchGrid:
         )
     if conv.padding not in (0, (0, 0), "valid") or conv.dilation != (1, 1) or conv.groups != 1:
         raise ValueError(
-            "certify reads a Conv2d of padding=0, dilation=1 and groups=1: its units must see "
-            f"patches of the image. Got {conv}."
+            "What can be read is a Conv2d of padding=0, dilation=1 and groups=1: its units must "
+            f"see patches of the image. Got {conv}."
         )
     if pool.padding not in (0, (0, 0)) or pool.ceil_mode or pool.divisor_override:
         raise ValueError(
-            "certify reads an AvgPool2d of padding=0 and ceil_mode=False without a "
+            "What can be read is an AvgPool2d of padding=0 and ceil_mode=False without a "
             f"divisor_override. Got {pool}."
         )
     grid = PatchGrid(
@@ -254,7 +278,11 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _batch_norm(layer: Any) -> BatchNorm:
     m = layer.num_features
-    return BatchNorm(_array(layer.weight, np.ones(m)), _array(layer.bias, np.zeros(m)), layer.eps)
+    scale, shift = _array(layer.weight, np.ones(m)), _array(layer.bias, np.zeros(m))
+    running = None
+    if layer.running_mean is not None:
+        running = (_array(layer.running_mean), _array(layer.running_var))
+    return BatchNorm(scale, shift, layer.eps, running)
 
 
 def _array(tensor: Any, absent: np.ndarray | None = None) -> np.ndarray:
