@@ -126,8 +126,9 @@ def test_exported_network_is_the_same_network():
     X, y = diabetes()
     m = optimum()
     direct = certify(m, X, y, alpha=ALPHA, random_state=0)
+    settings = {"alpha": ALPHA, "shrinkage": m.shrinkage_, "random_state": 0}
     for fold in (False, True):
-        c = certify(m.to_torch(fold=fold), X, y, alpha=ALPHA, random_state=0)
+        c = certify(m.to_torch(fold=fold), X, y, **settings)
         assert c.primal == pytest.approx(direct.primal, rel=1e-12)
         assert c.dual == pytest.approx(direct.dual, rel=1e-6)
 
@@ -168,7 +169,7 @@ def test_classifier_network_has_the_objective_of_its_train_mode(C, n_classes):
 
 def test_two_class_softmax_is_the_logistic_problem_with_less_decay():
     X, y = _binary()
-    m = ConvexBNClassifier(0.05, tol=1e-3, random_state=0).fit(X, y)
+    m = ConvexBNClassifier(0.05, shrinkage=0.0, tol=1e-3, random_state=0).fit(X, y)
     network = m.to_torch(fold=True)
     two = torch.nn.Sequential(network[0], network[1], torch.nn.Linear(m.n_neurons_, 2)).double()
     with torch.no_grad():

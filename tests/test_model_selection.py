@@ -16,6 +16,7 @@ from sklearn_convexbn import (
     alpha_max,
     certify,
 )
+from sklearn_convexbn.data._whitening import Decomposition
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_regressor_scores_are_those_of_a_grid_search(diabetes):
     alphas, components = [0.2, 0.1, 0.05], [2, 0.9, None]
     folds = KFold(3, shuffle=True, random_state=0)
     model = ConvexBNRegressorCV(alphas, n_components=components, cv=folds, random_state=0)
-    model.set_params(tol=1e-4).fit(*diabetes)
+    model.set_params(tol=1e-4, fold_tol=0.0).fit(*diabetes)
     search = GridSearchCV(
         ConvexBNRegressor(tol=1e-4, random_state=0),
         {"alpha": alphas, "n_components": components},
@@ -58,7 +59,8 @@ def test_regressor_scores_are_those_of_a_grid_search(diabetes):
 
 def test_classifier_scores_are_those_of_a_grid_search(cancer):
     alphas = [0.1, 0.03]
-    model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", tol=1e-4, random_state=0)
+    model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", random_state=0)
+    model.set_params(tol=1e-4, fold_tol=0.0)
     model.fit(*cancer)
     search = GridSearchCV(
         ConvexBNClassifier(tol=1e-4, random_state=0),
@@ -70,6 +72,68 @@ def test_classifier_scores_are_those_of_a_grid_search(cancer):
     assert model.scores_[0] == pytest.approx(table, rel=0.01)
     assert model.alpha_ == search.best_params_["alpha"]
     assert model.predict_proba(cancer[0]).shape == (200, 2)
+
+
+def test_shrinkage_is_chosen_beside_n_components_as_by_a_grid_search(diabetes):
+    grid = {"alpha": [0.2, 0.05], "n_components": [4, None], "shrinkage": [0.0, 0.5, "eps"]}
+    folds = KFold(2, shuffle=True, random_state=0)
+    model = ConvexBNRegressorCV(grid["alpha"], cv=folds, tol=1e-4, fold_tol=0.0, random_state=0)
+    model.set_params(n_components=grid["n_components"], shrinkage=grid["shrinkage"])
+    model.fit(*diabetes)
+    plain = ConvexBNRegressor(tol=1e-4, random_state=0)
+    search = GridSearchCV(plain, grid, scoring="neg_mean_squared_error", cv=folds).fit(*diabetes)
+    table = -np.array([search.cv_results_[f"split{i}_test_score"] for i in range(2)])
+    table = table.reshape(2, 2, 2, 3).transpose(2, 3, 1, 0).reshape(6, 2, 2)
+    assert model.mse_path_ == pytest.approx(table, rel=0.03)
+    assert model.n_components_grid_ == [4, 4, 4, None, None, None]
+    assert model.shrinkage_grid_ == [0.0, 0.5, "eps"] * 2
+    i, j = model.best_index_
+    chosen = {"n_components": model.n_components_grid_[i], "shrinkage": model.shrinkage_grid_[i]}
+    assert model.shrinkage_ == {0.0: 0.0, 0.5: 0.5, "eps": 0.01}[chosen["shrinkage"]]
+    plain.set_params(alpha=model.alphas_[j], **chosen).fit(*diabetes)
+    assert np.array_equal(plain.predict(diabetes[0]), model.predict(diabetes[0]))
+
+
+def test_one_decomposition_serves_all_settings_of_a_fold(diabetes, monkeypatch):
+    counted = []
+    inner = Decomposition.of.__func__
+
+    def counting(cls, X, weights, settings, **kwargs):
+        counted.append(len(settings))
+        return inner(cls, X, weights, settings, **kwargs)
+
+    monkeypatch.setattr(Decomposition, "of", classmethod(counting))
+    settings = {"n_components": [2, 0.9, None], "shrinkage": [0.0, 0.1, "auto"]}
+    ConvexBNRegressorCV([0.2], cv=2, random_state=0, **settings).fit(*diabetes)
+    assert counted == [9, 9, 1]  # two folds, the final fit
+
+
+def test_paths_end_early_once_scores_have_turned(diabetes):
+    whole = ConvexBNRegressorCV(8, eps=3e-3, shrinkage=[0.01, 0.5], cv=2, random_state=0)
+    whole.fit(*diabetes)
+    short = clone(whole).set_params(patience=2).fit(*diabetes)
+    left_out = np.isnan(short.mse_path_)
+    assert left_out.any()
+    assert np.array_equal(left_out, np.isnan(short.objective_path_))
+    assert np.array_equal(left_out, short.n_neurons_path_ == -1)
+    assert np.array_equal(short.mse_path_[~left_out], whole.mse_path_[~left_out])
+    for i, k in np.ndindex(2, 2):
+        errors = whole.mse_path_[i, :, k]
+        turned = [
+            j + 1
+            for j in range(2, 8)
+            if errors[j] >= errors[j - 1] >= errors[j - 2] and errors[j - 1] > errors[:j].min()
+        ]
+        assert left_out[i, :, k].sum() == (8 - turned[0] if turned else 0)
+    assert short.best_index_ == whole.best_index_
+
+
+def test_fits_in_folds_are_as_loose_as_fold_tol(diabetes):
+    tight = ConvexBNRegressorCV([0.02], cv=2, tol=1e-3, fold_tol=0.0, random_state=0).fit(*diabetes)
+    loose = clone(tight).set_params(fold_tol=0.1).fit(*diabetes)
+    assert (loose.objective_path_ > tight.objective_path_).all()
+    assert (loose.objective_path_ < 1.2 * tight.objective_path_).all()
+    assert loose.dual_gap_ <= 1e-3
 
 
 def test_grid_of_alphas_starts_at_alpha_max_of_all_n_components(diabetes):
@@ -174,7 +238,10 @@ def request_weights():
 
 def test_certify_takes_a_cross_validated_estimator(diabetes):
     model = ConvexBNRegressorCV([0.1], n_components=[2, 3], cv=2, random_state=0).fit(*diabetes)
-    assert certify(model, *diabetes, alpha=model.alpha_, random_state=0).gap <= 0.01
+    model.set_params(tol=0.01, shrinkage=[0.2, 0.1]).fit(*diabetes)
+    found = certify(model, *diabetes, alpha=model.alpha_, random_state=0)
+    assert found.gap <= 0.01
+    assert found.objective == pytest.approx(model.objective_, rel=1e-6)
 
 
 def test_fits_that_stop_above_tol_in_the_folds_warn_once(diabetes):
@@ -196,6 +263,11 @@ def test_fits_that_stop_above_tol_in_the_folds_warn_once(diabetes):
         ({"n_components": []}, "empty list"),
         ({"n_components": [3, 0]}, "n_components"),
         ({"n_components": [3, "all"]}, "n_components"),
+        ({"shrinkage": []}, "shrinkage is an empty list"),
+        ({"shrinkage": [0.1, 2.0]}, "shrinkage"),
+        ({"shrinkage": "much"}, "shrinkage"),
+        ({"fold_tol": -1.0}, "fold_tol"),
+        ({"patience": 0}, "patience"),
         ({"eps": 2.0}, "eps"),
         ({"selection": "simplest"}, "selection"),
         ({"cv": 1}, "n_splits"),

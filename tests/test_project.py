@@ -51,7 +51,7 @@ def test_solver_written_in_the_guide_works():
         "\nfrom sklearn.datasets import load_iris"
         "\nX, y = load_iris(return_X_y=True)"
         "\nm = ConvexBNRegressor(0.03, activation='gated_relu', n_gates=10, max_iter=2000,"
-        "\n    solver=ProximalGradient(), tol=0.01, random_state=0).fit(X[:, :2], X[:, 2])"
+        "\n    tol=0.01, solver=ProximalGradient(), random_state=0).fit(X[:, :2], X[:, 2])"
         "\nprint(m.certificate_.kind, m.dual_gap_)"
     )
     kind, gap = run_python(code, "-W", "error").stdout.split()

@@ -37,12 +37,12 @@ def regression():
 
 def networks():
     """Return unfitted estimators, one a solver and number of outputs, each with its data."""
-    gated = {"activation": "gated_relu", "n_gates": 30, "random_state": 0}
+    gated = {"activation": "gated_relu", "n_gates": 30, "tol": 0.01, "random_state": 0}
     return [
-        (ConvexBNRegressor(0.1, solver=PURSUIT, random_state=0), *regression()),
+        (ConvexBNRegressor(0.1, solver=PURSUIT, tol=0.01, random_state=0), *regression()),
         (ConvexBNRegressor(0.03, **gated), *regression()),
         (
-            ConvexBNClassifier(0.1, solver=PURSUIT, random_state=0),
+            ConvexBNClassifier(0.1, solver=PURSUIT, tol=0.01, random_state=0),
             *load_breast_cancer(return_X_y=True),
         ),
         (ConvexBNClassifier(0.03, **gated), *load_iris(return_X_y=True)),

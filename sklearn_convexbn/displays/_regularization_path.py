@@ -39,8 +39,10 @@ class RegularizationPathDisplay:
         Training objective.
     n_components_grid : sequence of int, float or None, default=(None,)
         Setting of `n_components` of each line.
+    shrinkage_grid : sequence of float or str, default=None
+        Setting of `shrinkage` of each line, which names it where there are several.
     best_index : tuple of two ints, default=None
-        Index of the chosen model in `n_components_grid` and `alphas`. None marks nothing.
+        Index of the chosen model among the lines and `alphas`. None marks nothing.
     score_name : str, default="score"
         Name of the scores, for the axis.
 
@@ -88,9 +90,18 @@ class RegularizationPathDisplay:
         n_components_grid: Sequence[int | float | None] = (None,),
         best_index: tuple[int, int] | None = None,
         score_name: str = "score",
+        shrinkage_grid: Sequence[float | str] | None = None,
     ) -> None:
         self.alphas = np.asarray(alphas, dtype=float)
         self.n_components_grid = list(n_components_grid)
+        self.shrinkage_grid = None if shrinkage_grid is None else list(shrinkage_grid)
+        if self.shrinkage_grid is not None and len(self.shrinkage_grid) != len(
+            self.n_components_grid
+        ):
+            raise ValueError(
+                f"shrinkage_grid must have an entry for each of the {len(self.n_components_grid)} "
+                f"entries of n_components_grid, got {len(self.shrinkage_grid)}."
+            )
         if self.alphas.ndim != 1 or not (self.alphas > 0).all() or not len(self.alphas):
             raise ValueError(
                 f"alphas must be a non-empty list of positive numbers, got {alphas!r}."
@@ -160,6 +171,7 @@ class RegularizationPathDisplay:
             n_components_grid=model.n_components_grid_,
             best_index=model.best_index_,
             score_name=_score_name(model) if score_name is None else score_name,
+            shrinkage_grid=getattr(model, "shrinkage_grid_", None),
         )
         return display.plot(ax, line_kw=line_kw)
 
@@ -209,7 +221,7 @@ class RegularizationPathDisplay:
                 axes.set_yscale("log")
         if self.best_index is not None:
             i, j = self.best_index
-            chosen = f"alpha = {self.alphas[j]:.2g}, {_setting(self.n_components_grid[i])}"
+            chosen = f"alpha = {self.alphas[j]:.2g}, {self._settings()[i]}"
             self.axes_[0].set_title(f"chosen: {chosen}")
         # Hidden units become fewer with alpha, which leaves this corner free.
         self.axes_[1].legend(loc="upper right")
@@ -231,9 +243,9 @@ class RegularizationPathDisplay:
             axes.plot(
                 self.alphas,
                 row,
-                **merged_style({"color": color, "marker": marker, "label": _setting(k)}, line_kw),
+                **merged_style({"color": color, "marker": marker, "label": label}, line_kw),
             )[0]
-            for k, row, color in zip(self.n_components_grid, means, self._colors(), strict=True)
+            for label, row, color in zip(self._settings(), means, self._colors(), strict=True)
         ]
 
     def _plot_bands(self, axes: Any) -> None:
@@ -271,6 +283,15 @@ class RegularizationPathDisplay:
             zorder=4,
             label="chosen",
         )
+
+    def _settings(self) -> list[str]:
+        """Return the settings of the lines in words."""
+        names = [_setting(k) for k in self.n_components_grid]
+        if self.shrinkage_grid is None or len(set(self.shrinkage_grid)) == 1:
+            return names
+        return [
+            f"{name}, shrinkage {s}" for name, s in zip(names, self.shrinkage_grid, strict=True)
+        ]
 
     def _colors(self) -> list[Any]:
         """Return one colour for each setting; a sequence of shades where they are many."""

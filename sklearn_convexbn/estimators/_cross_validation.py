@@ -1,13 +1,13 @@
-"""The choice of alpha and n_components by cross-validation along warm-started paths."""
+"""The choice of alpha, shrinkage and n_components by cross-validation along warm-started paths."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
 from itertools import product
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_convexbn.data._encoding import TrainingData
+from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.estimators._base import BaseConvexBN, fitted_attributes, unchanged_on_failure
 from sklearn_convexbn.estimators._path import (
     ALPHA_CONSTRAINTS,
@@ -27,9 +28,15 @@ from sklearn_convexbn.estimators._path import (
     largest_alpha,
 )
 from sklearn_convexbn.fit._callbacks import FitHooks
-from sklearn_convexbn.fit._training import FIT_CONSTRAINTS, TrainingSettings, train_path
+from sklearn_convexbn.fit._training import (
+    FIT_CONSTRAINTS,
+    TrainingSettings,
+    decomposed,
+    train_path,
+)
 from sklearn_convexbn.support._arrays import on_cpu
 from sklearn_convexbn.support._compat import (
+    Interval,
     StrOptions,
     check_arguments,
     check_parameters,
@@ -52,22 +59,36 @@ class _Fold(NamedTuple):
     weight: float
 
 
+class _Setting(NamedTuple):
+    """What one path of alphas has of its own."""
+
+    n_components: int | float | None
+    shrinkage: float | str
+
+
 class _FoldPath(NamedTuple):
-    """Scores, neurons and objectives, each (n_alphas,), of the networks of one fold's path."""
+    """Scores, neurons and objectives, each (n_alphas,), of the networks of one fold's path.
+
+    Where the path ends early the rest is NaN, and -1 neurons.
+    """
 
     scores: list[float]
     n_neurons: list[int]
     objectives: list[float]
+    n_fits: int
     n_unconverged: int
 
 
 class BaseConvexBNCV(BaseConvexBN):
-    """The choice of alpha and n_components that both cross-validated estimators share."""
+    """The choice of alpha, shrinkage and n_components that both estimators share."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **{name: FIT_CONSTRAINTS[name] for name in FIT_CONSTRAINTS if name != "alpha"},
         **ALPHA_CONSTRAINTS,
         "n_components": [*FIT_CONSTRAINTS["n_components"], "array-like"],
+        "shrinkage": [*FIT_CONSTRAINTS["shrinkage"], "array-like"],
+        "fold_tol": [Interval(Real, 0, None, closed="left")],
+        "patience": [Interval(Integral, 1, None, closed="left"), None],
         "selection": [StrOptions({"best", "one_standard_error"})],
         "cv": ["cv_object"],
         "n_jobs": [Integral, None],
@@ -84,10 +105,10 @@ class BaseConvexBNCV(BaseConvexBN):
         """Return the function ``score(model, X, y, **params)`` of a fold."""
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, params: dict[str, Any]) -> Self:
-        """Choose alpha and n_components by cross-validation and train on all rows."""
+        """Choose alpha and the setting by cross-validation and train on all rows."""
         check_parameters(self, self._parameter_constraints)
         refuse_shards(type(self).__name__)
-        grid = self._components()
+        grid = self._grid()
         alphas = None if isinstance(self.alphas, Integral) else check_alphas(self.alphas)
         routed = routed_parameters(self, params, sample_weight)
         hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=2)
@@ -104,43 +125,47 @@ class BaseConvexBNCV(BaseConvexBN):
             folds = _folds(splits.split(X, y, **routed.splitter.split), y, weights, data.classes)
             settings = self._settings(grid)
             if alphas is None:
-                largest = max(largest_alpha(data, each.fresh()) for each in settings)
+                whole = decomposed(data, settings)
+                largest = max(largest_alpha(data, each.fresh(), whole) for each in settings)
                 alphas = alpha_grid(largest, int(self.alphas), self.eps)
             search = hooks.subtask("cross-validation")
             model = self._model()
             score = self._scorer(model)
-            paths = Parallel(n_jobs=self.n_jobs)(
-                delayed(_fold_path)(model, X, y, weights, fold, each, alphas, score, scored)
-                for each, fold in product(settings, folds)
-            )
+            course = _Course(model, alphas, score, self._sign, self.patience)
+            tasks = _tasks(course, settings, folds, (X, y, weights), scored)
+            paths = Parallel(n_jobs=self.n_jobs)(tasks)
             search.end()
             self._choose(paths, grid, alphas, folds)
             chosen = replace(settings[self.best_index_[0]].fresh(), alpha=self.alpha_)
             refit = hooks.subtask("refit", max_subtasks=self.max_iter)
-            self._train(data, replace(chosen, provisional=False), refit)
+            self._train(data, replace(chosen, provisional=False, tol=self.tol), refit)
             hooks.end()
         return self
 
-    def _components(self) -> list[int | float | None]:
-        """Return the settings of n_components to try."""
-        given: Any = self.n_components
-        grid = [given] if given is None or np.ndim(given) == 0 else list(given)
-        if not grid:
-            raise ValueError("n_components is an empty list: there is nothing to choose from.")
-        for entry in grid:
-            allowed = {"n_components": FIT_CONSTRAINTS["n_components"]}
-            check_arguments(type(self).__name__, {"n_components": entry}, allowed)
-        return grid
+    def _grid(self) -> list[_Setting]:
+        """Return the settings of n_components and shrinkage to try."""
+        return [_Setting(*each) for each in product(*map(self._listed, _Setting._fields))]
 
-    def _settings(self, grid: list[int | float | None]) -> list[TrainingSettings]:
+    def _listed(self, name: str) -> list[Any]:
+        """Return the values to try of a parameter that is one or a list."""
+        given: Any = getattr(self, name)
+        values = [given] if given is None or np.ndim(given) == 0 else list(given)
+        if not values:
+            raise ValueError(f"{name} is an empty list: there is nothing to choose from.")
+        for value in values:
+            allowed = {name: FIT_CONSTRAINTS[name]}
+            check_arguments(type(self).__name__, {name: value}, allowed)
+        return values
+
+    def _settings(self, grid: list[_Setting]) -> list[TrainingSettings]:
         """Return the settings of provisional fits for each of `grid`, all of one seed."""
         seed = self.random_state
         if not isinstance(seed, Integral):
             seed = check_random_state(seed).randint(LARGEST_SEED)
-        values = {**self.get_params(deep=False), "alpha": 1.0, "random_state": seed}
-        return [
-            TrainingSettings.of({**values, "n_components": k, "provisional": True}) for k in grid
-        ]
+        own = {"alpha": 1.0, "random_state": seed, "provisional": True}
+        own["tol"] = max(self.tol, self.fold_tol)
+        values = {**self.get_params(deep=False), **own}
+        return [TrainingSettings.of({**values, **each._asdict()}) for each in grid]
 
     def _model(self) -> Any:
         """Return a plain estimator of the same parameters, with what it needs to predict."""
@@ -157,21 +182,23 @@ class BaseConvexBNCV(BaseConvexBN):
     def _choose(
         self,
         paths: list[_FoldPath],
-        grid: list[int | float | None],
+        grid: list[_Setting],
         alphas: np.ndarray,
         folds: list[_Fold],
     ) -> None:
         """Publish the paths' arrays (n_grid, n_alphas, n_folds) and what they say is best."""
-        shape = (len(grid), len(folds), len(alphas))
+        shape = (len(folds), len(grid), len(alphas))
 
         def table(column: str) -> np.ndarray:
             values = [getattr(path, column) for path in paths]
-            return np.array(values).reshape(shape).transpose(0, 2, 1)
+            return np.array(values).reshape(shape).transpose(1, 2, 0)
 
         scores = table("scores")
         setattr(self, self._scores_name, scores)
         self.n_neurons_path_, self.objective_path_ = table("n_neurons"), table("objectives")
-        self.alphas_, self.n_components_grid_ = alphas, grid
+        self.alphas_ = alphas
+        self.n_components_grid_ = [each.n_components for each in grid]
+        self.shrinkage_grid_ = [each.shrinkage for each in grid]
         weights = [fold.weight for fold in folds]
         means = self._sign * np.average(scores, axis=2, weights=weights)
         if np.isnan(means).all():
@@ -185,7 +212,7 @@ class BaseConvexBNCV(BaseConvexBN):
             column = np.flatnonzero(means[row] >= means[row, column] - error)[0]
         self.best_index_ = int(row), int(column)
         self.alpha_ = float(alphas[column])
-        self._warn(sum(path.n_unconverged for path in paths), len(paths) * len(alphas))
+        self._warn(sum(path.n_unconverged for path in paths), sum(path.n_fits for path in paths))
 
     def _warn(self, n_unconverged: int, n_fits: int) -> None:
         """Warn once of fits in the folds that did not reach the tolerance."""
@@ -193,8 +220,9 @@ class BaseConvexBNCV(BaseConvexBN):
             warn_caller(
                 f"{n_unconverged} of {n_fits} fits of the cross-validation stopped after "
                 f"max_iter={self.max_iter} rounds or stalled with a relative duality gap above "
-                f"tol={self.tol:g}. Their scores are those of usable networks. Increase max_iter, "
-                "tol or eps, or give larger alphas.",
+                f"{max(self.tol, self.fold_tol):g}, the larger one of tol and fold_tol. Their "
+                "scores are those of usable networks. Increase max_iter, fold_tol or eps, or give "
+                "larger alphas.",
                 ConvergenceWarning,
             )
 
@@ -255,28 +283,72 @@ def _folds(splits: Any, y: np.ndarray, weights: np.ndarray, classes: np.ndarray)
     return folds
 
 
-def _fold_path(
-    model: Any,
-    X: np.ndarray,
-    y: np.ndarray,
-    weights: np.ndarray,
-    fold: _Fold,
-    settings: TrainingSettings,
-    alphas: np.ndarray,
-    score: Callable[..., float],
+class _Course(NamedTuple):
+    """What the paths of all folds and settings share."""
+
+    model: Any
+    alphas: np.ndarray
+    score: Callable[..., float]
+    sign: float
+    patience: int | None
+
+
+class _FoldData(NamedTuple):
+    """Training rows of a fold with their decomposition, and test rows with what scores them."""
+
+    training: TrainingData
+    decomposition: Decomposition
+    X: Any
+    y: np.ndarray
+    params: dict[str, Any]
+
+
+def _tasks(
+    course: _Course,
+    settings: list[TrainingSettings],
+    folds: list[_Fold],
+    rows: tuple[Any, np.ndarray, np.ndarray],
     params: dict[str, Any],
-) -> _FoldPath:
+) -> Iterator[Any]:
+    """Yield the paths to train, fold by fold; one decomposition serves all settings of a fold."""
+    X, y, weights = rows
+    for fold in folds:
+        train, test = fold.train, fold.test
+        data = course.model._training_data(X[train], y[train], weights[train])
+        of_test = parameters_of_rows(X, params, test)
+        held = _FoldData(data, decomposed(data, settings), X[test], y[test], of_test)
+        for each in settings:
+            yield delayed(_fold_path)(course, held, each)
+
+
+def _fold_path(course: _Course, fold: _FoldData, settings: TrainingSettings) -> _FoldPath:
     """Train along the path on the fold's training rows and score on its test rows."""
-    train, test = fold.train, fold.test
-    data: TrainingData = model._training_data(X[train], y[train], weights[train])
-    params = parameters_of_rows(X, params, test)
     scores, n_neurons, objectives, n_unconverged = [], [], [], 0
-    for alpha, trained in zip(alphas, train_path(data, settings.fresh(), alphas), strict=True):
-        model = copy(model)
-        attributes = fitted_attributes(trained, alpha, data)
+    path = train_path(fold.training, settings.fresh(), course.alphas, fold.decomposition)
+    for alpha, trained in zip(course.alphas, path, strict=False):
+        model = copy(course.model)
+        attributes = fitted_attributes(trained, alpha, fold.training)
         model._set_fitted(attributes)
-        scores.append(float(score(model, X[test], y[test], **params)))
+        scores.append(float(course.score(model, fold.X, fold.y, **fold.params)))
         n_neurons.append(attributes["n_neurons_"])
         objectives.append(attributes["objective_"])
         n_unconverged += not trained.result.converged
-    return _FoldPath(scores, n_neurons, objectives, n_unconverged)
+        if course.patience is not None and _has_turned(scores, course.sign, course.patience):
+            break
+    n_fits, rest = len(scores), len(course.alphas) - len(scores)
+    return _FoldPath(
+        scores + [np.nan] * rest,
+        n_neurons + [-1] * rest,
+        objectives + [np.nan] * rest,
+        n_fits,
+        n_unconverged,
+    )
+
+
+def _has_turned(scores: list[float], sign: float, patience: int) -> bool:
+    """Return whether the last scores, `patience` of them, are below the best and do not rise."""
+    if len(scores) <= patience:
+        return False
+    values = sign * np.array(scores)
+    last = values[-patience - 1 :]
+    return bool((np.diff(last) <= 0.0).all() and (last[1:] < values.max()).all())

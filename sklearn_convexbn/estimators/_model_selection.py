@@ -17,19 +17,21 @@ from sklearn_convexbn.support._compat import StrOptions, weighted_scorer, with_c
 
 
 class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
-    """Regression with alpha and n_components chosen by cross-validation.
+    """Regression with alpha, shrinkage and n_components chosen by cross-validation.
 
-    In each fold, and for each of `n_components`, networks are trained along descending alphas,
-    each from the one before. A network with the best alpha and `n_components` is then trained on
-    all rows. Equal to :class:`~sklearn.model_selection.GridSearchCV` over the same grid, but for
-    where within `tol` each fit ends. Mean scores weigh the folds by their test rows' weights.
+    In each fold, and for each setting of `n_components` and `shrinkage`, networks are trained along
+    descending alphas, each from the one before; a fold's rows are decomposed once. A network with
+    the best alpha and setting is then trained on all rows. Equal to
+    :class:`~sklearn.model_selection.GridSearchCV` over the same grid, but for where within the
+    larger one of `tol` and `fold_tol` each fit ends. Mean scores weigh the folds by their test
+    rows' weights.
 
     Parameters
     ----------
     alphas : int or array-like of shape (n_alphas,), default=30
         Number of alphas, geometrically spaced from the largest useful one
-        (:func:`alpha_max`, over all of `n_components`) down, or the alphas themselves: positive,
-        strictly descending. All folds and all of `n_components` share them.
+        (:func:`alpha_max`, over all settings) down, or the alphas themselves: positive,
+        strictly descending. All folds and all settings share them.
 
     eps : float, default=1e-3
         Smallest alpha divided by the largest, where `alphas` is a number.
@@ -38,8 +40,9 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         Settings to choose from: numbers of leading singular directions of X, shares of its
         variance in (0, 1), or None for all.
 
-    shrinkage : float, "eps" or "auto", default="eps"
-        As in :class:`ConvexBNRegressor`, like the parameters below that say no more.
+    shrinkage : float, "eps", "auto" or list of these, default="eps"
+        Settings to choose from, each as in :class:`ConvexBNRegressor`, like the parameters below
+        that say no more. All are tried with all of `n_components`.
 
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
@@ -58,22 +61,31 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         Whether to fit the output intercept.
 
     tol : float, default=0.1
-        Relative duality gap at which every fit stops. In the folds it is estimated from a smaller
-        search than in the final fit, whose certificate is as that of :class:`ConvexBNRegressor`.
+        Relative duality gap at which the final fit stops, whose certificate is as that of
+        :class:`ConvexBNRegressor`.
 
     max_iter : int, default=200
         Largest number of rounds of each fit.
+
+    fold_tol : float, default=0.1
+        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
+        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
 
     cv : int, cross-validation generator or iterable, default=None
         Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
         five.
 
     n_jobs : int or None, default=None
-        Paths (one for each fold and setting of `n_components`) trained at a time, by joblib.
+        Paths (one for each fold and setting) trained at a time, by joblib.
 
     selection : {"best", "one_standard_error"}, default="best"
-        "one_standard_error" takes, at the best `n_components`, the largest alpha whose mean score
-        is within one standard error (over the folds) of the best.
+        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
+        within one standard error (over the folds) of the best.
 
     device : str or None, default=None
         Where solvers that use torch compute.
@@ -95,16 +107,20 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     alphas_ : ndarray of shape (n_alphas,)
         The alphas tried, descending.
     n_components_grid_ : list
-        The settings of `n_components` tried.
+        The `n_components` of each setting tried.
+    shrinkage_grid_ : list
+        The `shrinkage` of each setting tried.
+    shrinkage_ : float
+        Shrinkage of the final network, as a number.
     n_components_ : int
         Number of directions the final network keeps.
     best_index_ : tuple of two int
-        Positions in `n_components_grid_` and `alphas_` of what was chosen. Of equal scores the
+        Positions of what was chosen among the settings and `alphas_`. Of equal scores the
         first counts: the largest alpha.
     mse_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
         Mean squared errors on the test rows (weighted), in squared units of y.
     n_neurons_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
-        Numbers of hidden units.
+        Numbers of hidden units, -1 where a path ended before.
     objective_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
         Objectives on the training rows, in squared units of y.
     coefs_, intercepts_, batch_norm_, certificate_, and the others of ConvexBNRegressor
@@ -112,7 +128,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
 
     See Also
     --------
-    ConvexBNRegressor : The same for one alpha and `n_components`.
+    ConvexBNRegressor : The same for one alpha and setting.
     convexbn_path : The path alone.
 
     Examples
@@ -139,7 +155,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         *,
         eps: float = 1e-3,
         n_components: int | float | list[Any] | None = None,
-        shrinkage: float | str = "eps",
+        shrinkage: float | str | list[Any] = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -147,6 +163,8 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         fit_intercept: bool = True,
         tol: float = 0.1,
         max_iter: int = 200,
+        fold_tol: float = 0.1,
+        patience: int | None = None,
         cv: Any = None,
         n_jobs: int | None = None,
         selection: str = "best",
@@ -159,7 +177,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         self.eps = eps
         self.loss = loss
         self.n_components = n_components  # type: ignore[assignment]
-        self.shrinkage = shrinkage
+        self.shrinkage = shrinkage  # type: ignore[assignment]
         self.activation = activation
         self.patches = patches
         self.solver = solver
@@ -167,6 +185,8 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
+        self.fold_tol = fold_tol
+        self.patience = patience
         self.cv = cv
         self.n_jobs = n_jobs
         self.selection = selection
@@ -176,7 +196,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
-        """Choose alpha and n_components and train the network.
+        """Choose alpha, shrinkage and n_components and train the network.
 
         Parameters
         ----------
@@ -206,19 +226,21 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
 
 
 class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
-    """Classification with alpha and n_components chosen by cross-validation.
+    """Classification with alpha, shrinkage and n_components chosen by cross-validation.
 
-    In each fold, and for each of `n_components`, networks are trained along descending alphas,
-    each from the one before. A network with the best alpha and `n_components` is then trained on
-    all rows. Equal to :class:`~sklearn.model_selection.GridSearchCV` over the same grid, but for
-    where within `tol` each fit ends. Mean scores weigh the folds by their test rows' weights.
+    In each fold, and for each setting of `n_components` and `shrinkage`, networks are trained along
+    descending alphas, each from the one before; a fold's rows are decomposed once. A network with
+    the best alpha and setting is then trained on all rows. Equal to
+    :class:`~sklearn.model_selection.GridSearchCV` over the same grid, but for where within the
+    larger one of `tol` and `fold_tol` each fit ends. Mean scores weigh the folds by their test
+    rows' weights.
 
     Parameters
     ----------
     alphas : int or array-like of shape (n_alphas,), default=30
         Number of alphas, geometrically spaced from the largest useful one
-        (:func:`alpha_max`, over all of `n_components`) down, or the alphas themselves: positive,
-        strictly descending. All folds and all of `n_components` share them.
+        (:func:`alpha_max`, over all settings) down, or the alphas themselves: positive,
+        strictly descending. All folds and all settings share them.
 
     eps : float, default=1e-3
         Smallest alpha divided by the largest, where `alphas` is a number.
@@ -227,8 +249,9 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         Settings to choose from: numbers of leading singular directions of X, shares of its
         variance in (0, 1), or None for all.
 
-    shrinkage : float, "eps" or "auto", default="eps"
-        As in :class:`ConvexBNClassifier`, like the parameters below that say no more.
+    shrinkage : float, "eps", "auto" or list of these, default="eps"
+        Settings to choose from, each as in :class:`ConvexBNClassifier`, like the parameters below
+        that say no more. All are tried with all of `n_components`.
 
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
@@ -247,11 +270,20 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         Whether to fit the output intercept.
 
     tol : float, default=0.1
-        Relative duality gap at which every fit stops. In the folds it is estimated from a smaller
-        search than in the final fit, whose certificate is as that of :class:`ConvexBNClassifier`.
+        Relative duality gap at which the final fit stops, whose certificate is as that of
+        :class:`ConvexBNClassifier`.
 
     max_iter : int, default=200
         Largest number of rounds of each fit.
+
+    fold_tol : float, default=0.1
+        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
+        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
 
     cv : int, cross-validation generator or iterable, default=None
         Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
@@ -261,11 +293,11 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         Score to maximise, as in scikit-learn; None is the accuracy.
 
     n_jobs : int or None, default=None
-        Paths (one for each fold and setting of `n_components`) trained at a time, by joblib.
+        Paths (one for each fold and setting) trained at a time, by joblib.
 
     selection : {"best", "one_standard_error"}, default="best"
-        "one_standard_error" takes, at the best `n_components`, the largest alpha whose mean score
-        is within one standard error (over the folds) of the best.
+        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
+        within one standard error (over the folds) of the best.
 
     device : str or None, default=None
         Where solvers that use torch compute.
@@ -289,16 +321,20 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
     alphas_ : ndarray of shape (n_alphas,)
         The alphas tried, descending.
     n_components_grid_ : list
-        The settings of `n_components` tried.
+        The `n_components` of each setting tried.
+    shrinkage_grid_ : list
+        The `shrinkage` of each setting tried.
+    shrinkage_ : float
+        Shrinkage of the final network, as a number.
     n_components_ : int
         Number of directions the final network keeps.
     best_index_ : tuple of two int
-        Positions in `n_components_grid_` and `alphas_` of what was chosen. Of equal scores the
+        Positions of what was chosen among the settings and `alphas_`. Of equal scores the
         first counts: the largest alpha.
     scores_ : ndarray of shape (n_grid, n_alphas, n_folds)
         Scores on the test rows.
     n_neurons_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
-        Numbers of hidden units.
+        Numbers of hidden units, -1 where a path ended before.
     objective_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
         Objectives on the training rows.
     coefs_, intercepts_, batch_norm_, certificate_, and the others of ConvexBNClassifier
@@ -306,7 +342,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
 
     See Also
     --------
-    ConvexBNClassifier : The same for one alpha and `n_components`.
+    ConvexBNClassifier : The same for one alpha and setting.
     convexbn_path : The path alone.
 
     Examples
@@ -335,7 +371,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         *,
         eps: float = 1e-3,
         n_components: int | float | list[Any] | None = None,
-        shrinkage: float | str = "eps",
+        shrinkage: float | str | list[Any] = "eps",
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -343,6 +379,8 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         fit_intercept: bool = True,
         tol: float = 0.1,
         max_iter: int = 200,
+        fold_tol: float = 0.1,
+        patience: int | None = None,
         cv: Any = None,
         scoring: str | Callable[..., float] | None = None,
         n_jobs: int | None = None,
@@ -356,7 +394,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         self.alphas = alphas
         self.eps = eps
         self.n_components = n_components  # type: ignore[assignment]
-        self.shrinkage = shrinkage
+        self.shrinkage = shrinkage  # type: ignore[assignment]
         self.activation = activation
         self.patches = patches
         self.solver = solver
@@ -364,6 +402,8 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
+        self.fold_tol = fold_tol
+        self.patience = patience
         self.cv = cv
         self.scoring = scoring
         self.n_jobs = n_jobs
@@ -376,7 +416,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
-        """Choose alpha and n_components and train the network.
+        """Choose alpha, shrinkage and n_components and train the network.
 
         Parameters
         ----------

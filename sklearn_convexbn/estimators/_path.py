@@ -19,6 +19,7 @@ from sklearn_convexbn.data._encoding import (
 )
 from sklearn_convexbn.data._patches import Patches, images_as_rows
 from sklearn_convexbn.data._validation import check_numbers, natural_array, validated_data
+from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.fit._network import Network
 from sklearn_convexbn.fit._training import (
     FIT_CONSTRAINTS,
@@ -328,9 +329,11 @@ def alpha_grid(largest: float, n_alphas: int, eps: float) -> np.ndarray:
     return np.geomspace(1.0, eps, n_alphas) * (largest if largest > 0.0 else 1.0)
 
 
-def largest_alpha(data: TrainingData, settings: TrainingSettings) -> float:
+def largest_alpha(
+    data: TrainingData, settings: TrainingSettings, decomposition: Decomposition | None = None
+) -> float:
     """Return the alpha at and above which the network is empty, or a search's estimate of it."""
-    prepared = prepare(data, settings)
+    prepared = prepare(data, settings, decomposition)
     # No norm is below this alpha, so that none is left at an upper bound.
     problem = replace(prepared.problem, alpha=float(np.finfo(float).tiny))
     Lambda = problem.dual_point(np.broadcast_to(problem.constant(), problem.Y.shape))

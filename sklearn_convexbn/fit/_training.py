@@ -18,7 +18,7 @@ from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._patches import Patches, PatchGrid
 from sklearn_convexbn.data._pooling import IDENTITY
 from sklearn_convexbn.data._rows import RowBlocks, Rows
-from sklearn_convexbn.data._whitening import Whitening, whitening_of
+from sklearn_convexbn.data._whitening import Decomposition, Whitening, whitening_of
 from sklearn_convexbn.fit._memory import are_stored, check_arrangements_fit, check_rows_fit
 from sklearn_convexbn.fit._network import Network, neurons_of_network, recover_network
 from sklearn_convexbn.program._arrangements import (
@@ -196,26 +196,31 @@ def state_problem(
     in_blocks: bool = False,
     device: str | None = None,
     compact: bool = False,
+    decomposition: Decomposition | None = None,
 ) -> tuple[Problem, Whitening]:
     """Whiten the rows and state the problem, without a list of arrangements.
 
     The problem is in NumPy arrays; `in_blocks` on a torch `device`, or with None where the data
     are, and whitened rows that there is not the memory for are computed when they are read.
     `compact` keeps whitened rows in float32 where they are many and outnumber their columns.
+    `decomposition` is that of these rows, if it is known.
     """
     rows = data.rows.to(device) if in_blocks else data.rows.on_cpu()
     weights, pooling = data.weights, IDENTITY
     if data.patches is not None:
         weights, pooling = data.patches.weights(weights), data.patches.pooling
     cut = _cut(rows, data.patches)
-    whitening = whitening_of(
-        cut,
-        weights,
-        n_components=n_components,
-        shrinkage=shrinkage,
-        by_column=data.patches is None,
-        shards=data.shards,
-    )
+    if decomposition is not None:
+        whitening = decomposition.whitening(n_components, shrinkage)
+    else:
+        whitening = whitening_of(
+            cut,
+            weights,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            by_column=data.patches is None,
+            shards=data.shards,
+        )
     k = whitening.n_components + 1
     n = data.shards.total(float(len(cut)))  # what all processes decide alike by
     compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
@@ -256,8 +261,23 @@ def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Array:
     return WhitenedRows(rows, whitening, torch.float32 if compact else torch.float64)
 
 
+def decomposed(data: TrainingData, settings: Sequence[TrainingSettings]) -> Decomposition:
+    """Decompose rows once for fits of several settings of n_components and shrinkage."""
+    weights = data.weights if data.patches is None else data.patches.weights(data.weights)
+    return Decomposition.of(
+        _cut(data.rows.on_cpu(), data.patches),
+        weights,
+        [(each.n_components, each.shrinkage) for each in settings],
+        by_column=data.patches is None,
+        shards=data.shards,
+    )
+
+
 def train_path(
-    data: TrainingData, settings: TrainingSettings, alphas: Sequence[float] | np.ndarray
+    data: TrainingData,
+    settings: TrainingSettings,
+    alphas: Sequence[float] | np.ndarray,
+    decomposition: Decomposition | None = None,
 ) -> Iterator[Trained]:
     """Yield the solution for each alpha; each starts from the one before.
 
@@ -269,8 +289,11 @@ def train_path(
     settings : TrainingSettings
     alphas : sequence of float
         Descending.
+    decomposition : Decomposition, default=None
+        Of :func:`decomposed`, if it is known.
     """
-    prepared, start = prepare(data, replace(settings, alpha=float(alphas[0]))), None
+    first, start = replace(settings, alpha=float(alphas[0])), None
+    prepared = prepare(data, first, decomposition)
     for alpha in alphas:
         if alpha != prepared.problem.alpha:
             problem = replace(prepared.problem, alpha=float(alpha))
@@ -282,7 +305,9 @@ def train_path(
 
 
 @out_of_memory_explained()
-def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
+def prepare(
+    data: TrainingData, settings: TrainingSettings, decomposition: Decomposition | None = None
+) -> Prepared:
     """Choose the solver, whiten as it takes rows, and state the problem.
 
     Raises
@@ -308,6 +333,7 @@ def prepare(data: TrainingData, settings: TrainingSettings) -> Prepared:
         n_components=settings.n_components,
         shrinkage=settings.shrinkage,
         activation=settings.activation,
+        decomposition=decomposition,
     )
     solver = solvers.first_capable(choice, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
