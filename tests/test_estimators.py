@@ -25,6 +25,7 @@ from sklearn_convexbn import (
     ConvexBNRegressorCV,
     convexbn_path,
 )
+from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.solvers import FISTA, ClosedForm, Iterate, Pursuit, Solver
 
@@ -138,12 +139,14 @@ def test_default_shrinkage_leaves_closed_forms_alone(diabetes):
 
 
 def test_units_of_columns_do_not_change_a_default_fit(diabetes):
-    """Powers of two, so that rounding is the same: predictions are equal, not only optima."""
+    """Rows come in another order, so that rounds part, but the program is the same."""
     X, y = diabetes
     units = 2.0 ** np.array([-40, 30, 0, 5, -7, 20, -20, 12, 1, 33])
-    expected = regressor().fit(X, y).predict(X)
-    scaled = regressor().fit(X * units, y).predict(X * units)
-    np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+    model = regressor(tol=1e-3).fit(X, y)
+    scaled = regressor(tol=1e-3).fit(X * units, y)
+    assert scaled.objective_ == pytest.approx(model.objective_, rel=1e-3)
+    Z, Z_scaled = (whiten(rows, np.ones(len(X)), shrinkage="eps")[0] for rows in (X, X * units))
+    np.testing.assert_array_equal(Z_scaled, Z)
 
 
 def test_classifier_objective_and_probabilities(iris):
@@ -289,7 +292,7 @@ def test_n_components_and_spectrum(iris):
 
 def test_warm_start_on_the_same_data_ends_at_once(diabetes):
     X, y = diabetes
-    m = regressor(warm_start=True).fit(X, y)
+    m = regressor(tol=0.01, warm_start=True).fit(X, y)
     assert m.n_iter_ > 2
     m.fit(X, y)
     assert m.n_iter_ <= 2

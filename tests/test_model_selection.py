@@ -241,7 +241,7 @@ def test_certify_takes_a_cross_validated_estimator(diabetes):
     model.set_params(tol=0.01, shrinkage=[0.2, 0.1]).fit(*diabetes)
     found = certify(model, *diabetes, alpha=model.alpha_, random_state=0)
     assert found.gap <= 0.01
-    assert found.objective == pytest.approx(model.objective_, rel=1e-6)
+    assert found.primal == pytest.approx(model.objective_, rel=1e-6)
 
 
 def test_fits_that_stop_above_tol_in_the_folds_warn_once(diabetes):

@@ -389,7 +389,7 @@ def test_reaches_the_best_known_objective(name, alpha, best):
     else:
         data = shared_data(name)
         X, y = data["X"], data["y"]
-    m = ConvexBNRegressor(alpha, tol=1e-3, random_state=1).fit(X, y / y.std())
+    m = ConvexBNRegressor(alpha, shrinkage=0.0, tol=1e-3, random_state=1).fit(X, y / y.std())
     assert m.objective_ <= 1.002 * best
     assert m.certificate_.dual <= 1.0005 * best
     assert m.n_neurons_ < len(X)
@@ -462,6 +462,6 @@ def test_device_without_memory_leaves_the_estimator_and_says_what_helps(monkeypa
 def test_many_rows_of_many_features_are_fitted():
     """The count of operations of the exact search, n^(k - 1), is beyond any float here."""
     X, y = make_classification(1300, 130, n_informative=10, random_state=0)
-    model = ConvexBNClassifier(0.15, random_state=0).fit(X, y)
+    model = ConvexBNClassifier(0.15, tol=0.01, random_state=0).fit(X, y)
     assert model.dual_gap_ <= 0.01
     assert model.certificate_.kind == "estimated"

@@ -45,6 +45,8 @@ class RegularizationPathDisplay:
         Index of the chosen model among the lines and `alphas`. None marks nothing.
     score_name : str, default="score"
         Name of the scores, for the axis.
+    shrinkage_grid : sequence of float or str, default=None
+        Setting of `shrinkage` of each line, which names it where there are several.
 
     Attributes
     ----------
