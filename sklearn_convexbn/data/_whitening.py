@@ -103,7 +103,7 @@ class Whitening:
             Z[block] = self.of_block(part, dtype)
         return Z
 
-    def of_block(self, X: Array, dtype: Any) -> Array:
+    def of_block(self, X: Array, dtype: Any) -> Any:
         """Map rows of X (n, d), float64, to rows of Z (n, k + 1) of a dtype."""
         mean, components, scales = (like(a, X) for a in (self.mean, self.components, self.scales))
         rest = like(self.remainder @ self.components, X)
