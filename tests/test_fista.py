@@ -18,15 +18,15 @@ from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.solvers import (
     _factor_newton,
-    _factors,
     _fista,
     _gated_program,
     _group_newton,
     _group_ridge,
 )
-from sklearn_convexbn.solvers._factors import row_norms
 from sklearn_convexbn.solvers._fista import FISTA
 from sklearn_convexbn.solvers._gated_newton import GroupNewton
+from sklearn_convexbn.support import _linear_algebra
+from sklearn_convexbn.support._linear_algebra import row_norms
 from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve, targets
 
@@ -374,7 +374,7 @@ def test_proximal_map_satisfies_its_optimality_condition(shape, seed, threshold)
 def test_spectral_norms_and_balanced_factors(shape, seed):
     S = torch.as_tensor(np.random.default_rng(seed).normal(size=shape))
     expected = [np.linalg.norm(block, 2) for block in S.numpy()]
-    np.testing.assert_allclose(_gated_program.spectral_norms(S), expected, rtol=1e-9)
+    np.testing.assert_allclose(_linear_algebra.spectral_norms(S), expected, rtol=1e-9)
     which, U, V = _gated_program.balanced_factors(S)
     rebuilt = torch.zeros_like(S).index_add_(0, which, U.unsqueeze(2) * V.unsqueeze(1))
     torch.testing.assert_close(rebuilt, S)
@@ -576,7 +576,7 @@ def test_patterns_in_float32_give_the_largest_correlation_in_float64(kind):
 @KINDS
 def test_cholesky_of_a_singular_matrix(kind):
     A = kind(np.ones((4, 4)))
-    L = np.tril(_factors.safe_cholesky(A))
+    L = np.tril(_linear_algebra.safe_cholesky(A))
     np.testing.assert_allclose(L @ L.T, A, atol=1e-8)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from sklearn_convexbn.program._arrangements import project_onto_cone
-from sklearn_convexbn.program._problem import Certificate, Neurons, relative_gap, spectral_norms
+from sklearn_convexbn.program._problem import Certificate, Neurons, relative_gap
+from sklearn_convexbn.support._linear_algebra import spectral_norms
 from tests.helpers import make_problem, random_neurons, solve, targets
 
 LOSSES_AND_OUTPUTS = [("squared", 1), ("squared", 3), ("logistic", 1), ("softmax", 3)]

@@ -147,7 +147,7 @@ def _stays_sparse(rows: RowBlocks) -> bool:
     return isinstance(rows, Rows) and rows.stay_sparse
 
 
-def _moments(rows: RowBlocks, p: Array, shards: Shards) -> _Moments:
+def _moments(rows: RowBlocks, p: Any, shards: Shards) -> _Moments:
     """Return the moments of the columns of rows (n, d) with weights p (n,)."""
     if _stays_sparse(rows):
         return _sparse_moments(rows, p, shards)
@@ -234,7 +234,7 @@ def _column_scales(
     return size, units / size, noise, deviations, np.flatnonzero(lost)
 
 
-def triangle(A: Array) -> Array:
+def triangle(A: Array) -> Any:
     """Return R of a QR factorization of A (m, d), shape (at most d, d)."""
     if is_tensor(A):
         return array_namespace(A).linalg.qr(A, mode="r")[1]

@@ -155,7 +155,7 @@ class PatchGrid:
         """The pooling of the units on the patches."""
         return grid_pooling(self.grid, self.pool_shape, self.pool_stride)
 
-    def cut(self, images: Array) -> Array:
+    def cut(self, images: Any) -> Any:
         """Return the patches (n K, h) of flattened images (n, d)."""
         (height, width), (down, right) = self.patch_shape, self.stride
         images = images.reshape(-1, *self.image_shape)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from sklearn_convexbn.support._arrays import Array, array_namespace, like
+from sklearn_convexbn.support._arrays import Same, array_namespace, like
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +52,24 @@ class Pooling:
         """Return the samples whose patches are these rows."""
         return slice(rows.start // self.n_patches, rows.stop // self.n_patches)
 
-    def pool(self, H: Array) -> Array:
+    def pool(self, H: Same) -> Same:
         """Return pooled units (n, G, m) of units (n K, m)."""
         if self.is_identity:
             return H[:, None]
         return self._weights(H).T @ H.reshape(len(H) // self.n_patches, self.n_patches, H.shape[1])
 
-    def features(self, H: Array) -> Array:
+    def features(self, H: Same) -> Same:
         """Return pooled units as features (n, m G), the cells of a unit next to each other."""
         pooled = self.pool(H).swapaxes(1, 2)
         return pooled.reshape(len(pooled), H.shape[1] * self.n_cells)
 
-    def spread(self, S: Array) -> Array:
+    def spread(self, S: Same) -> Same:
         """Return the adjoint of :meth:`pool`: (n K, m) for (n, G, m)."""
         if self.is_identity:
             return S[:, 0]
         return (self._weights(S) @ S).reshape(len(S) * self.n_patches, S.shape[2])
 
-    def fit(self, F: Array) -> Array:
+    def fit(self, F: Same) -> Same:
         """Return the fit (n, C) of the products (n K, G C) of units on patches and their weights.
 
         The weights of a unit are cell by cell. This is the adjoint of :meth:`on_rows`.
@@ -79,7 +80,7 @@ class Pooling:
         weights = self._weights(F).reshape(-1)
         return (F.reshape(-1, len(weights), C) * weights[:, None]).sum(axis=1)
 
-    def multiply_spread(self, H: Array, S: Array) -> Array:
+    def multiply_spread(self, H: Same, S: Same) -> Same:
         """Multiply H (n K, m) in place by ``spread(S)``, S (n, G, m), and return it."""
         if self.n_cells > 1:
             H *= self.spread(S)
@@ -88,13 +89,13 @@ class Pooling:
             whole *= S if self.is_identity else self._weights(S) * S
         return H
 
-    def of_rows(self, Lambda: Array, index: Array) -> Array:
+    def of_rows(self, Lambda: Same, index: Any) -> Same:
         """Return rows (r, G C) of the spread of Lambda (n, C): cell by cell, by numbers of rows."""
         weights = self._weights(Lambda)[index % self.n_patches]
         parts = weights[:, :, None] * Lambda[index // self.n_patches][:, None, :]
         return parts.reshape(len(parts), -1)
 
-    def on_rows(self, Lambda: Array) -> Array:
+    def on_rows(self, Lambda: Same) -> Same:
         """Return :meth:`of_rows` for all rows: the dual point (n K, G C) of a layer of patches.
 
         The correlations of pooled units with Lambda are those of units on patches with it.
@@ -124,7 +125,7 @@ class Pooling:
         length = float(np.linalg.norm(pooled))
         return length, activations, pooled / length
 
-    def _weights(self, reference: Array) -> Array:
+    def _weights(self, reference: Same) -> Same:
         weights = like(self.weights, reference)
         return array_namespace(reference).asarray(weights, dtype=reference.dtype)
 
@@ -133,7 +134,7 @@ class Pooling:
 IDENTITY = Pooling(np.ones((1, 1)))
 
 
-def columns_of(units: Array, cells: int) -> Array:
+def columns_of(units: Same, cells: int) -> Same:
     """Return the numbers of the columns of some units, of which each has `cells` together."""
     if cells == 1:
         return units

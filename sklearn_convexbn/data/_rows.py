@@ -39,7 +39,7 @@ class RowBlocks(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, rows: slice) -> Array:
+    def __getitem__(self, rows: slice) -> Any:
         """Return a block of rows (rows, d), dense and in float64."""
 
     @property
@@ -82,7 +82,7 @@ class RowBlocks(ABC):
         for rows in self.slices(width, numbers):
             yield rows, self[rows]
 
-    def to_array(self) -> Array:
+    def to_array(self) -> Any:
         """Return all rows (n, d), dense and in float64."""
         return self[slice(0, len(self))]
 
@@ -155,7 +155,7 @@ class Rows(RowBlocks):
             return self._placed(np.zeros((0, self.shape[1])))
         return self[slice(0, 0)]
 
-    def __getitem__(self, rows: slice) -> Array:
+    def __getitem__(self, rows: slice) -> Any:
         block = self._stored(rows)
         return self._placed(block.toarray() if sparse.issparse(block) else block)
 

@@ -52,5 +52,5 @@ class WhitenedRows:
                 found[first:last] = self._whitened(self.rows[block][inside])
         return found[place]
 
-    def _whitened(self, block: Tensor) -> Tensor:
+    def _whitened(self, block: Any) -> Tensor:
         return self.whitening.of_block(block, self.dtype)

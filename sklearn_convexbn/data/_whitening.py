@@ -124,7 +124,7 @@ class Whitening:
             Z[block] = self.of_block(part, dtype)
         return Z
 
-    def of_block(self, X: Array, dtype: Any) -> Array:
+    def of_block(self, X: Array, dtype: Any) -> Any:
         """Map rows of X (n, d), float64, to rows of Z (n, k + 1) of a dtype."""
         directions = self._directions
         rest = like(self.remainder @ directions, X)

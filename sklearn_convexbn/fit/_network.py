@@ -151,7 +151,7 @@ def forward(
     intercepts: list[np.ndarray],
     gates: np.ndarray | None = None,
     patches: PatchGrid | None = None,
-) -> Array:
+) -> Any:
     """Return the network's output (n, C), where X is, for rows X (n, d): an array or `Rows`.
 
     The rows are images where `patches` are given.

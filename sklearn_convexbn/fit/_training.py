@@ -27,7 +27,7 @@ from sklearn_convexbn.program._arrangements import (
     random_directions,
 )
 from sklearn_convexbn.program._problem import Neurons, Problem
-from sklearn_convexbn.support._arrays import Array, is_tensor, like
+from sklearn_convexbn.support._arrays import is_tensor, like
 from sklearn_convexbn.support._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn.support._device import out_of_memory_explained, resolve_device
 
@@ -252,7 +252,7 @@ def _cut(rows: Rows, patches: PatchGrid | None) -> RowBlocks:
     return rows if patches is None else patches.rows(rows)
 
 
-def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Array:
+def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Any:
     """Return whitened rows that are computed when they are read."""
     import torch
 

@@ -20,7 +20,7 @@ from sklearn_convexbn.losses._base import (
 )
 from sklearn_convexbn.losses._base import _xlogx as xlogx
 from sklearn_convexbn.losses._dual_rows import DualRows
-from sklearn_convexbn.support._arrays import Array, array_namespace, like, on_device
+from sklearn_convexbn.support._arrays import Array, Same, array_namespace, like, on_device
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_parameters
 from sklearn_convexbn.support._sharding import Shards
 
@@ -55,22 +55,22 @@ class LogLoss(Loss):
         """Return the logistic loss for one output, the softmax cross-entropy for more."""
         return LogisticLoss() if n_outputs == 1 else SoftmaxLoss()
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         return self.of_outputs(F.shape[1]).value(F, Y, p)
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         return self.of_outputs(F.shape[1]).gradient(F, Y, p)
 
-    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+    def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         return self.of_outputs(F.shape[1]).hessian(F, Y, p)
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         return self.of_outputs(F.shape[1]).curvatures(F, Y, p)
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         return self.of_outputs(U.shape[1]).conjugate(U, Y, p)
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         return self.of_outputs(U.shape[1]).outside(U, Y, p)
 
     def dual_rows(self, Y: Array, p: Array) -> DualRows | None:
@@ -83,16 +83,16 @@ class LogLoss(Loss):
 class _Separable(Loss):
     """A loss that is a sum over outputs; subclasses give the second derivatives (n, C)."""
 
-    def _second(self, F: Array, Y: Array) -> Array:
+    def _second(self, F: Same, Y: Same) -> Same:
         raise NotImplementedError
 
-    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+    def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         second = p[:, None] * self._second(F, Y)
         return second[:, :, None] * array_namespace(F).eye(
             F.shape[1], dtype=F.dtype, **on_device(F)
         )
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         D = p[:, None] * self._second(F, Y)
         return D, D[None][:0]
 
@@ -117,18 +117,18 @@ class Huber(_Separable):
     def __init__(self, delta: float = 1.35) -> None:
         self.delta = delta
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         size = abs(F - Y)
         inner = size.clip(max=self.delta)
         return (p[:, None] * inner * (size - 0.5 * inner)).sum()
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         return p[:, None] * (F - Y).clip(min=-self.delta, max=self.delta)
 
-    def _second(self, F: Array, Y: Array) -> Array:
+    def _second(self, F: Same, Y: Same) -> Same:
         return 1.0 * (abs(F - Y) <= self.delta)
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         """Return the curvature of the parabola that touches the loss at F from above.
 
         The Hessian is zero beyond delta, where a Newton step would have no end.
@@ -136,13 +136,13 @@ class Huber(_Separable):
         D = p[:, None] * self.delta / abs(F - Y).clip(min=self.delta)
         return D, D[None][:0]
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         u = U / p[:, None]
         value = (U * (Y + 0.5 * u)).sum()
         beyond = (abs(u) > self.delta * (1.0 + 1e-9)).any()
         return value + float("inf") if bool(beyond) else value
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         return (abs(U / p[:, None]) - self.delta).clip(min=0.0).max()
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
@@ -162,10 +162,10 @@ class Poisson(_Separable):
     target_range = (0.0, float("inf"))
     rescales_target = False
 
-    def prediction(self, F: Array) -> Array:
+    def prediction(self, F: Same) -> Same:
         return array_namespace(F).exp(F.clip(max=LARGEST_LOG_MEAN))
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         # Relative to the best fit log y, so that nothing cancels near it.
         xp, F = array_namespace(F), F.clip(max=LARGEST_LOG_MEAN)
         positive = Y > 0
@@ -173,13 +173,13 @@ class Poisson(_Separable):
         d = F - xp.log(y)
         return (p[:, None] * y * xp.where(positive, xp.expm1(d) - d, xp.exp(F))).sum()
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         return p[:, None] * (self.prediction(F) - Y)
 
-    def _second(self, F: Array, Y: Array) -> Array:
+    def _second(self, F: Same, Y: Same) -> Same:
         return self.prediction(F)
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         xp, u = array_namespace(U), U / p[:, None]
         y = xp.where(Y > 0, Y, xp.ones_like(Y))
         t = u / y
@@ -187,10 +187,10 @@ class Poisson(_Separable):
         values = xp.where(Y > 0, y * (xlogx(1.0 + t, -t) - t) + u * xp.log(y), xlogx(u) - u)
         return (p[:, None] * values).sum()
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         return (-(U / p[:, None] + Y)).clip(min=0.0).max()
 
-    def first_intercept(self, F: Array, Y: Array, p: Array, shards: Shards) -> Array:
+    def first_intercept(self, F: Same, Y: Same, p: Same, shards: Shards) -> Same:
         """Return the best intercept, ``log sum_i p_i y_i - log sum_i p_i exp(F_i)``."""
         xp = array_namespace(F)
         top = shards.maximum(float(F.max()))
@@ -237,7 +237,7 @@ class Quantile(_Separable):
         """Largest second derivative, ``1 / (4 width)``."""
         return 0.25 / self.width
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         xp, T = array_namespace(F), (F - Y) / self.width
         zero = xp.zeros_like(T)
         # Each side of y has a sum of two terms that are not negative.
@@ -245,16 +245,16 @@ class Quantile(_Separable):
         rows = rows + self.quantile * xp.logaddexp(zero, -T)
         return self.width * (p[:, None] * rows).sum()
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         T = (F - Y) / self.width
         slopes = (1.0 - self.quantile) * _sigmoid(T) - self.quantile * _sigmoid(-T)
         return p[:, None] * slopes
 
-    def _second(self, F: Array, Y: Array) -> Array:
+    def _second(self, F: Same, Y: Same) -> Same:
         T = (F - Y) / self.width
         return _sigmoid(T) * _sigmoid(-T) / self.width
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         """Return the Hessian, a tenth of it replaced by the parabola that touches from above.
 
         Far from y the loss is nearly linear, and a Newton step would have no end. With a tenth of
@@ -265,12 +265,12 @@ class Quantile(_Separable):
         D = p[:, None] * (0.9 * self._second(F, Y) + 0.1 * above)
         return D, D[None][:0]
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         u = U / p[:, None]
         above, below = self.quantile + u, (1.0 - self.quantile) - u
         return (U * Y + self.width * p[:, None] * (xlogx(above) + xlogx(below))).sum()
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         u = U / p[:, None]
         beyond = array_namespace(u).maximum(-(self.quantile + u), u - (1.0 - self.quantile))
         return beyond.clip(min=0.0).max()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from sklearn.base import BaseEstimator
 
 from sklearn_convexbn.losses._dual_rows import DualRows, Probabilities, Residuals
-from sklearn_convexbn.support._arrays import Array, array_namespace, on_device
+from sklearn_convexbn.support._arrays import Array, Same, array_namespace, on_device
 from sklearn_convexbn.support._sharding import Shards
 
 #: Newton steps of the intercept with less curvature than this would leave the range of floats.
@@ -70,26 +70,26 @@ class Loss(BaseEstimator, ABC):
         return hash((type(self), *sorted(self.get_params().items())))
 
     @abstractmethod
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         """Return ``sum_i p_i loss(F_i, Y_i)``, a scalar."""
 
     @abstractmethod
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         """Return the gradient of :meth:`value` in F, shape (n, C); row i carries p_i."""
 
-    def value_and_gradient(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def value_and_gradient(self, F: Same, Y: Same, p: Same) -> tuple[Any, Same]:
         """Return :meth:`value` and :meth:`gradient`; a loss may share work between them."""
         return self.value(F, Y, p), self.gradient(F, Y, p)
 
     @abstractmethod
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         """Return the conjugate of :meth:`value` at U (n, C): ``sup_F <U, F> - value(F)``.
 
         Infinite outside the domain, which is judged up to rounding error. Accurate relative to
         itself, also where it is tiny, like :meth:`value`: certificates are differences of both.
         """
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         """Return how far U (n, C) leaves the conjugate's domain, at least 0; 0 is inside.
 
         Judged without tolerance. A loss whose conjugate is finite everywhere need not define it.
@@ -97,10 +97,10 @@ class Loss(BaseEstimator, ABC):
         return 0.0 * U.sum()
 
     @abstractmethod
-    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+    def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         """Return the Hessian of :meth:`value` row by row, shape (n, C, C)."""
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         """Return D (n, C) and U (R, n, C): row i's Hessian is ``diag(D_i) - sum_r U_ri U_ri^T``.
 
         Newton steps of the solvers use this form, without n C^2 numbers where R is small. It may be
@@ -119,7 +119,7 @@ class Loss(BaseEstimator, ABC):
             return None
         return Residuals(-self.gradient(array_namespace(Y).zeros_like(Y), Y, p) / p[:, None], p)
 
-    def prediction(self, F: Array) -> Array:
+    def prediction(self, F: Same) -> Same:
         """Return what a regressor predicts at the raw output F (n, C), of the same shape."""
         return F
 
@@ -127,7 +127,7 @@ class Loss(BaseEstimator, ABC):
         """Return the loss for a number of outputs; this one unless it has several forms."""
         return self
 
-    def first_intercept(self, F: Array, Y: Array, p: Array, shards: Shards) -> Array:
+    def first_intercept(self, F: Same, Y: Same, p: Same, shards: Shards) -> Same:
         """Return the b (C,) that the search for the best intercept of F starts at, zeros here."""
         return array_namespace(F).zeros_like(F[0])
 
@@ -147,20 +147,20 @@ class SquaredError(Loss):
     identity_hessian = True
     accepts = frozenset({"numbers", "labels"})
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         return 0.5 * (p[:, None] * (F - Y) ** 2).sum()
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         return p[:, None] * (F - Y)
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         return (U * (Y + 0.5 * U / p[:, None])).sum()
 
-    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+    def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         xp = array_namespace(F)
         return p[:, None, None] * xp.eye(F.shape[1], dtype=F.dtype, **on_device(F))
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         return p[:, None] + 0.0 * F, F[None][:0]
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
@@ -176,29 +176,29 @@ class LogisticLoss(Loss):
     curvature = 0.25
     accepts = frozenset({"labels"})
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         # log(1 + exp(f)) - f and sigmoid(f) - 1 would cancel where rows are fitted well.
         xp = array_namespace(F)
         zero = xp.zeros_like(F)
         losses = (1.0 - Y) * xp.logaddexp(zero, F) + Y * xp.logaddexp(zero, -F)
         return (p[:, None] * losses).sum()
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         return p[:, None] * ((1.0 - Y) * _sigmoid(F) - Y * _sigmoid(-F))
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         u = U / p[:, None]
         pi, rest = Y + u, (1.0 - Y) - u
         return (p[:, None] * (_xlogx(pi, rest) + _xlogx(rest, pi))).sum()
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         u = U / p[:, None]
         return _largest_below_zero(Y + u, (1.0 - Y) - u)
 
     def dual_rows(self, Y: Array, p: Array) -> DualRows:
         return Probabilities(Y, p)
 
-    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+    def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         s = _sigmoid(F)
         return (p[:, None] * s * _sigmoid(-F))[:, :, None]
 
@@ -215,17 +215,17 @@ class SoftmaxLoss(Loss):
     curvature = 0.5
     accepts = frozenset({"labels"})
 
-    def value(self, F: Array, Y: Array, p: Array) -> Array:
+    def value(self, F: Same, Y: Same, p: Same) -> Any:
         return (p * _cross_entropies(F, Y)[0]).sum()
 
-    def gradient(self, F: Array, Y: Array, p: Array) -> Array:
+    def gradient(self, F: Same, Y: Same, p: Same) -> Same:
         return self.value_and_gradient(F, Y, p)[1]
 
-    def value_and_gradient(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def value_and_gradient(self, F: Same, Y: Same, p: Same) -> tuple[Any, Same]:
         losses, others, rest = _cross_entropies(F, Y)
         return (p * losses).sum(), p[:, None] * (others - Y * rest[:, None])
 
-    def conjugate(self, U: Array, Y: Array, p: Array) -> Array:
+    def conjugate(self, U: Same, Y: Same, p: Same) -> Any:
         # The own class has what the others leave: 1 + u would lose what is near zero there.
         xp = array_namespace(U)
         u = U / p[:, None]
@@ -236,20 +236,20 @@ class SoftmaxLoss(Loss):
         outside = xp.abs(u.sum(axis=1)) > 1e-9
         return entropy + float("inf") if bool(outside.any()) else entropy
 
-    def outside(self, U: Array, Y: Array, p: Array) -> Array:
+    def outside(self, U: Same, Y: Same, p: Same) -> Any:
         others = U / p[:, None] * (1.0 - Y)
         return _largest_below_zero(others, 1.0 - others.sum(axis=1))
 
     def dual_rows(self, Y: Array, p: Array) -> DualRows:
         return Probabilities(Y, p)
 
-    def hessian(self, F: Array, Y: Array, p: Array) -> Array:
+    def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         xp = array_namespace(F)
         s = softmax(F)
         diagonal = s[:, :, None] * xp.eye(s.shape[1], dtype=s.dtype, **on_device(s))
         return p[:, None, None] * (diagonal - s[:, :, None] * s[:, None, :])
 
-    def curvatures(self, F: Array, Y: Array, p: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         s = softmax(F)
         return p[:, None] * s, (p[:, None] ** 0.5 * s)[None]
 
@@ -264,7 +264,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def _low_rank_parts(H: Array) -> tuple[Array, Array]:
+def _low_rank_parts(H: Same) -> tuple[Same, Same]:
     """Return D (n, C) and U (R, n, C) of the Hessians H (n, C, C) of rows."""
     xp = array_namespace(H)
     D = xp.diagonal(H, 0, 1, 2)
@@ -277,14 +277,14 @@ def _low_rank_parts(H: Array) -> tuple[Array, Array]:
     return top + 0.0 * values, xp.moveaxis(U, 2, 0)[:-1]
 
 
-def softmax(F: Array) -> Array:
+def softmax(F: Same) -> Same:
     """Return the row-wise softmax of F (n, C)."""
     xp = array_namespace(F)
     e = xp.exp(F - xp.amax(F, axis=1, keepdims=True))
     return e / e.sum(axis=1)[:, None]
 
 
-def _cross_entropies(F: Array, Y: Array) -> tuple[Array, Array, Array]:
+def _cross_entropies(F: Same, Y: Same) -> tuple[Same, Same, Same]:
     """Return the losses (n,), the softmax off the own class (n, C), 0 there, and its sums (n,).
 
     Where the own class is near 1, the logarithm of the sum and 1 - softmax would cancel.
@@ -301,13 +301,13 @@ def _cross_entropies(F: Array, Y: Array) -> tuple[Array, Array, Array]:
 
 def optimal_intercept(
     loss: Loss,
-    F: Array,
-    Y: Array,
-    p: Array,
+    F: Same,
+    Y: Same,
+    p: Same,
     shards: Shards,
     *,
     max_iter: int = 200,
-) -> Array:
+) -> Same:
     """Return the b (C,) that minimises ``loss.value(F + 1 b^T)``.
 
     Newton steps as long as they halve the slope; where that leads nowhere, those that lower the
@@ -362,8 +362,8 @@ def optimal_intercept(
 
 
 def _polished(
-    loss: Loss, F: Array, Y: Array, p: Array, b: Array, shards: Shards, max_iter: int = 20
-) -> tuple[Array, bool]:
+    loss: Loss, F: Same, Y: Same, p: Same, b: Same, shards: Shards, max_iter: int = 20
+) -> tuple[Same, bool]:
     """Take Newton steps on b (C,) for as long as they halve the slope; say if that is rounding.
 
     Close to the minimum values differ by less than rounding, which the slope, relative to the sum
@@ -384,22 +384,20 @@ def _polished(
     return b, size <= 100 * rounding
 
 
-def newton_step(loss: Loss, F: Array, Y: Array, p: Array, slope: Array, shards: Shards) -> Array:
+def newton_step(loss: Loss, F: Same, Y: Same, p: Same, slope: Same, shards: Shards) -> Same:
     """Return the Newton step of the intercept (C,) at the fit F with its summed gradient (C,)."""
     H = shards.total(_summed_hessian(loss, F, Y, p))
     return -_pinv_solve(array_namespace(F), H, slope, scaled=True)
 
 
-def newton_change(
-    loss: Loss, F: Array, Y: Array, p: Array, step: Array, block: int = 4096
-) -> Array:
+def newton_change(loss: Loss, F: Same, Y: Same, p: Same, step: Same, block: int = 4096) -> Same:
     """Return how a step of the intercept (C,) changes the gradient (n, C), to first order."""
     blocks = [slice(start, start + block) for start in range(0, len(F), block)]
     products = [loss.hessian(F[rows], Y[rows], p[rows]) @ step for rows in blocks]
     return array_namespace(F).concatenate(products)
 
 
-def _slope(loss: Loss, F: Array, Y: Array, p: Array, shards: Shards) -> tuple[Array, float]:
+def _slope(loss: Loss, F: Same, Y: Same, p: Same, shards: Shards) -> tuple[Same, float]:
     """Return the summed gradient (C,) at the fit F, and the rounding error that it may have."""
     gradient = loss.gradient(F, Y, p)
     length = array_namespace(F).abs(gradient).sum()
@@ -407,7 +405,7 @@ def _slope(loss: Loss, F: Array, Y: Array, p: Array, shards: Shards) -> tuple[Ar
     return slope, _eps(F) * float(length)
 
 
-def _summed_hessian(loss: Loss, F: Array, Y: Array, p: Array, block: int = 4096) -> Array:
+def _summed_hessian(loss: Loss, F: Same, Y: Same, p: Same, block: int = 4096) -> Same:
     """Return the sum of the Hessians of all rows (C, C)."""
     if len(F) <= block:
         return loss.hessian(F, Y, p).sum(axis=0)
@@ -417,14 +415,14 @@ def _summed_hessian(loss: Loss, F: Array, Y: Array, p: Array, block: int = 4096)
 
 def _gradient_step(
     loss: Loss,
-    F: Array,
-    Y: Array,
-    p: Array,
-    b: Array,
-    slope: Array,
+    F: Same,
+    Y: Same,
+    p: Same,
+    b: Same,
+    slope: Same,
     value: float,
     shards: Shards,
-) -> tuple[Array, float]:
+) -> tuple[Same, float]:
     """Step by 1 / curvature along minus `slope`, doubled while the value falls.
 
     Without a bound on the curvature the first step is halved until the value falls.
@@ -444,7 +442,7 @@ def _gradient_step(
         size *= 2.0
 
 
-def _pinv_solve(xp: ModuleType, H: Array, g: Array, *, scaled: bool) -> Array:
+def _pinv_solve(xp: ModuleType, H: Same, g: Same, *, scaled: bool) -> Same:
     """Solve H x = g for a small symmetric PSD H; softmax leaves the all-ones direction free.
 
     Where a class weighs next to nothing, `scaled` keeps its direction, whose curvature is tiny;
@@ -463,7 +461,7 @@ def _pinv_solve(xp: ModuleType, H: Array, g: Array, *, scaled: bool) -> Array:
     return d * (vectors @ (inverse * (vectors.T @ (d * g))))
 
 
-def _sigmoid(F: Array) -> Array:
+def _sigmoid(F: Same) -> Same:
     xp = array_namespace(F)
     return xp.exp(-xp.logaddexp(xp.zeros_like(F), -F))
 

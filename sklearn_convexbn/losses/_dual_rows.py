@@ -8,8 +8,9 @@ loses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
-from sklearn_convexbn.support._arrays import Array, array_namespace, on_device
+from sklearn_convexbn.support._arrays import Array, Same, array_namespace, on_device
 
 
 class DualRows(ABC):
@@ -35,7 +36,7 @@ class DualRows(ABC):
         """Return the conjugate of the mean loss at ``-Lambda``, up to a constant."""
 
     @abstractmethod
-    def slopes(self, x: Array) -> tuple[Array, Array]:
+    def slopes(self, x: Same) -> tuple[Same, Same]:
         """Return the gradient (n, q) and the Hessians (n, q, q) of :meth:`value`."""
 
 
@@ -50,7 +51,7 @@ class Residuals(DualRows):
     def value(self, x: Array) -> float:
         return float((self.p * x * (0.5 * x - self.targets)).sum())
 
-    def slopes(self, x: Array) -> tuple[Array, Array]:
+    def slopes(self, x: Same) -> tuple[Same, Same]:
         return self.p * (x - self.targets), self.p[:, :, None] * self.maps
 
 
@@ -84,7 +85,7 @@ class Probabilities(DualRows):
         log = array_namespace(x).log(x)
         return float((self.p * x * log).sum() + (self.p * own * log_own).sum())
 
-    def slopes(self, x: Array) -> tuple[Array, Array]:
+    def slopes(self, x: Same) -> tuple[Same, Same]:
         own, log_own = self._own(x)
         diagonal = (1.0 / x)[:, :, None] * _eye(x, x.shape[1])
         hessians = self.p[:, :, None] * (diagonal + (1.0 / own)[:, :, None])
@@ -96,5 +97,5 @@ class Probabilities(DualRows):
         return 1.0 - others, array_namespace(x).log1p(-others)
 
 
-def _eye(a: Array, size: int) -> Array:
+def _eye(a: Array, size: int) -> Any:
     return array_namespace(a).eye(size, dtype=a.dtype, **on_device(a))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
 from sklearn_convexbn.losses._base import Loss, newton_change, newton_step, optimal_intercept
-from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
+from sklearn_convexbn.support._arrays import Same, array_namespace, as_numpy, like
 from sklearn_convexbn.support._sharding import Shards
 
 #: Steps of the intercept up to this are linearised: the error is below the square of it.
@@ -25,7 +25,7 @@ LARGEST_CORRECTION = 1e-8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Objective:
+class Objective(Generic[Same]):
     """The objective as a function of the fit; immutable.
 
     Attributes
@@ -42,8 +42,8 @@ class Objective:
         Where the other rows are, if these are not all. Values are those of all rows.
     """
 
-    Y: Array
-    p: Array
+    Y: Same
+    p: Same
     loss: Loss
     alpha: float
     fit_intercept: bool
@@ -60,19 +60,19 @@ class Objective:
             "shards": self.shards,
         }
 
-    def mean_loss(self, F: Array) -> float:
+    def mean_loss(self, F: Same) -> float:
         """Return the mean loss of the fit F (n, C)."""
         return float(self.shards.total(self.loss.value(F, self.Y, self.p)))
 
-    def gradient(self, F: Array) -> Array:
+    def gradient(self, F: Same) -> Same:
         """Return the gradient (n, C) of the mean loss at the fit F (n, C)."""
         return self.loss.gradient(F, self.Y, self.p)
 
-    def curvatures(self, F: Array) -> tuple[Array, Array]:
+    def curvatures(self, F: Same) -> tuple[Same, Same]:
         """Return the Hessians of rows at the fit F (n, C), as :meth:`Loss.curvatures` does."""
         return self.loss.curvatures(F, self.Y, self.p)
 
-    def best_intercept(self, F: Array) -> Array:
+    def best_intercept(self, F: Same) -> Same:
         """Return the b (C,) that is best for the fit F (n, C) without it; zero if it is not free.
 
         Found from zero on: where F has a good b already, what is missing of it costs a step or two.
@@ -85,11 +85,11 @@ class Objective:
         """Return the intercept (C,) of the best network without hidden units."""
         return as_numpy(self.best_intercept(array_namespace(self.Y).zeros_like(self.Y)))
 
-    def constant_fit(self) -> Array:
+    def constant_fit(self) -> Same:
         """Return the fit (n, C) of the best network without hidden units."""
         return array_namespace(self.Y).zeros_like(self.Y) + like(self.constant(), self.Y)
 
-    def dual_point(self, F: Array) -> Array:
+    def dual_point(self, F: Same) -> Same:
         """Return Lambda (n, C), minus the gradient of the mean loss at the fit F (n, C).
 
         Where F has the optimal b, it sums to zero over the rows, more exactly than any b in float64
@@ -106,7 +106,7 @@ class Objective:
             return Lambda
         return Lambda - newton_change(self.loss, F, self.Y, self.p, step)
 
-    def dual_value(self, Lambda: Array, largest_correlation: float) -> float:
+    def dual_value(self, Lambda: Same, largest_correlation: float) -> float:
         """Return the dual value of Lambda (n, C) scaled back until it is feasible.
 
         Zero is feasible too, and its value a bound: that of a loss of perfect fit, 0.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._base import Units
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.support._arrays import Array, as_numpy, like
+from sklearn_convexbn.support._linear_algebra import spectral_norms
 
 #: Relative gaps below this are looked at again with the correlations of the network's own units.
 CLOSE = 1e-6
@@ -173,7 +175,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Problem(Objective):
+class Problem(Objective[Any]):
     """One training problem, an objective and the hidden units it is for; immutable.
 
     Attributes
@@ -198,7 +200,7 @@ class Problem(Objective):
         Another kind of hidden units than ReLU units on Z, for the pursuit.
     """
 
-    Z: Array
+    Z: Any
     activation: str
     gates: np.ndarray | None
     all_arrangements: bool
@@ -448,7 +450,7 @@ class Problem(Objective):
         H = np.where(self.patterns[:, neurons.gates], self.Z @ neurons.directions.T, 0.0)
         return float(np.linalg.norm(self.pooling.on_rows(Lambda).T @ H, axis=0).max())
 
-    def _largest_correlation(self, Lambda: np.ndarray) -> float:
+    def _largest_correlation(self, Lambda: Any) -> float:
         if self.gates is None:
             raise ValueError("The full ReLU problem needs a search; pass largest_correlation.")
         norms = self.gate_norms if self.activation == "gated_relu" else self.cone_norms
@@ -466,11 +468,3 @@ def relative_gap(primal: float, dual: float) -> float:
         return 0.0
     gap = (primal - dual) / primal
     return 0.0 if -1e-9 <= gap <= 0.0 else gap
-
-
-def spectral_norms(blocks: np.ndarray) -> np.ndarray:
-    """Return the largest singular value of each of the matrices (P, k, C)."""
-    transposed = blocks.transpose(0, 2, 1)
-    wide = blocks.shape[1] < blocks.shape[2]
-    grams = blocks @ transposed if wide else transposed @ blocks
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(grams)[:, -1], 0.0))

@@ -16,16 +16,14 @@ from scipy.linalg import blas, lapack
 from torch import Tensor
 
 from sklearn_convexbn.program._objective import Objective
+from sklearn_convexbn.support._linear_algebra import BUMPS, safe_cholesky
 
 #: Numbers in a temporary array: matrices are summed over chunks of rows or blocks this large.
 CHUNK = 2**23
 
-#: Powers of ten of what is added, relative to the diagonal, where a factorisation has failed.
-BUMPS = (-15, -13, -11, -9, -6)
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Program(Objective):
+class Program(Objective[Tensor]):
     """The data in torch; `patterns` are the 0/1 rows (P, n) of D_i, `signs` those of 2 D_i - I."""
 
     Z: Tensor
@@ -227,16 +225,3 @@ class Factor:
         if self.in_place:
             return torch.from_numpy(lapack.dpotrs(self.factor, column.numpy(), lower=0)[0])
         return torch.cholesky_solve(column, self.factor)
-
-
-def safe_cholesky(A: Tensor) -> Tensor:
-    """Return the Cholesky factor, with a larger diagonal where rounding made A indefinite."""
-    for power in (None, *BUMPS):
-        bumped = A
-        if power is not None:
-            bumped = A + torch.diag_embed(A.diagonal(dim1=-2, dim2=-1).abs() * 10.0**power)
-        L, info = torch.linalg.cholesky_ex(bumped)
-        # What is not finite reaches the diagonal.
-        if not bool(info.any()) and bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
-            return L
-    raise ArithmeticError("The Newton matrix is not positive definite.")

@@ -41,7 +41,7 @@ LEAST_DECREASE = 1e-14
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Groups(Objective):
+class Groups(Objective[np.ndarray]):
     """The program: A_g (n, d) by `columns`, and A_g^T G (m, d, C) of all groups by `slopes`."""
 
     columns: Callable[[int], np.ndarray]

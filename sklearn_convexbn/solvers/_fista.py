@@ -130,7 +130,7 @@ def shrink_singular_values(X: Tensor, threshold: float) -> Tensor:
     """
     import torch
 
-    from sklearn_convexbn.solvers._gated_program import gram_of_smaller_side
+    from sklearn_convexbn.support._linear_algebra import gram_of_smaller_side
 
     if min(X.shape) == 0:
         return X

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn.solvers._gated_program import GatedProgram, Point
+from sklearn_convexbn.support._linear_algebra import safe_cholesky
 
 #: Operations of one Newton step above which the program is too large.
 MAX_STEP_COST = 3e8
@@ -187,21 +188,9 @@ class _Dual:
         d = K.diagonal().clamp_min(1e-300).rsqrt()
         K = 0.5 * (K + K.T) * d[:, None] * d
         E, g = self.sums * d, d * g
-        factor = _cholesky(K)
+        factor = safe_cholesky(K)
         solved = torch.cholesky_solve(torch.cat([g[None], E]).T, factor)
         s, T = solved[:, 0], solved[:, 1:]
         if len(E):
             s = s - T @ torch.linalg.lstsq(E @ T, (E @ s)[:, None])[0][:, 0]
         return -(d * s).view(n, q), max(float(g @ s), 0.0)
-
-
-def _cholesky(K: Tensor) -> Tensor:
-    """Return the factor of a matrix of unit diagonal, which grows where rounding asks for it."""
-    jitter = 0.0
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(K)
-        if not int(failed) or jitter > 1.0:
-            return factor
-        jitter = max(100.0 * jitter, 1e-15)
-        K = K.clone()
-        K.diagonal().add_(jitter)

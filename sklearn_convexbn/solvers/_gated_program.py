@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.support._linear_algebra import spectral_norms
 
 #: Least number of gates that a round may add.
 NEW_GATES = 64
@@ -25,7 +26,7 @@ class Point:
     b: Tensor
 
 
-class GatedProgram(Objective):
+class GatedProgram(Objective[Tensor]):
     """The gated program's arrays on a torch device.
 
     Where units are pooled over K patches of a sample to G cells, Z and M have n K rows and a block
@@ -128,18 +129,6 @@ class GatedProgram(Objective):
         gates, order = torch.cat([point.gates, new]).sort()
         zeros = point.S.new_zeros(len(new), *point.S.shape[1:])
         return Point(gates, torch.cat([point.S, zeros])[order], point.b)
-
-
-def gram_of_smaller_side(X: Tensor) -> Tensor:
-    """Return X^T X or X X^T (m, r, r) of matrices X (m, k, C), r = min(k, C)."""
-    return X.mT @ X if X.shape[1] >= X.shape[2] else X @ X.mT
-
-
-def spectral_norms(X: Tensor) -> Tensor:
-    """Return the largest singular values (m,) of matrices (m, k, C)."""
-    if min(X.shape[1:]) <= 1:
-        return torch.linalg.vector_norm(X, dim=(1, 2))
-    return torch.linalg.eigvalsh(gram_of_smaller_side(X))[:, -1].clamp_min(0.0).sqrt()
 
 
 def singular_values(X: Tensor) -> Tensor:

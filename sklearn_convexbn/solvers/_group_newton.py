@@ -33,16 +33,15 @@ from typing import Any
 import numpy as np
 
 from sklearn_convexbn.solvers._block_descent import Groups, descend
-from sklearn_convexbn.solvers._factors import (
-    cast,
+from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
+from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, cast, like
+from sklearn_convexbn.support._linear_algebra import (
     cholesky_solve,
     index_array,
     largest_entries,
     row_norms,
     safe_cholesky,
 )
-from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
-from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
 
 #: Sweeps of block coordinate descent where Newton's method has stopped; twice as many every time.
 FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
@@ -278,7 +277,7 @@ def _working_set(state: State, norms: Array, level: float) -> tuple[Array, Array
 
 def _eta_hessian(program: Program, factor: Factor, M: Array, w: Array) -> Array:
     """Return ``V^T C V / alpha^2`` with the intercept eliminated, very slightly regularised."""
-    V = cast(M, factor.root) * cast(program.Z @ w.T, factor.root)
+    V = cast(M, factor.root.dtype) * cast(program.Z @ w.T, factor.root.dtype)
     if program.fit_intercept:
         xp = array_namespace(V)
         full = factor.quadratic(xp.concatenate([V, xp.ones_like(V[:, :1])], 1))
@@ -286,7 +285,7 @@ def _eta_hessian(program: Program, factor: Factor, M: Array, w: Array) -> Array:
         H = H - edge * (edge.T / corner) if float(corner) > 0 else H
     else:
         H = factor.quadratic(V)
-    H = cast(H, w) / program.alpha**2
+    H = cast(H, w.dtype) / program.alpha**2
     # Duplicate or dependent groups make H singular; the gradient is consistent there, so a
     # relative 1e-9 only selects a minimiser.
     diagonal = H.reshape(-1)[:: len(H) + 1]  # a view

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sklearn_convexbn.program._objective import Objective
-from sklearn_convexbn.solvers._factors import (
-    cast,
+from sklearn_convexbn.support._arrays import Array, array_namespace, cast, single
+from sklearn_convexbn.support._linear_algebra import (
     cholesky_solve,
     index_array,
     is_double,
@@ -25,10 +25,8 @@ from sklearn_convexbn.solvers._factors import (
     lower_outer,
     row_norms,
     safe_cholesky,
-    single,
     squared_by_inverse,
 )
-from sklearn_convexbn.support._arrays import Array, array_namespace
 
 #: Above this many rows only the active columns are factorised.
 MAX_ROW_SIDE = 8000
@@ -87,9 +85,9 @@ class _GramCache:
             gram = xp.empty((capacity, capacity), **kind_of(root))
             rows[:old], gram[:old, :old] = self.rows[:old], self.gram[:old, :old]
             self.rows, self.gram = rows, gram
-        M = cast(program.M[:, index_array(new, root)], root).T
+        M = cast(program.M[:, index_array(new, root)], root.dtype).T
         rows = self.rows[:used]
-        columns = (root * cast(program.Z, root)).T
+        columns = (root * cast(program.Z, root.dtype)).T
         rows[old:].reshape(len(new), k, -1)[:] = M[:, None] * columns
         block = rows[old:] @ rows.T
         self.gram[old:used, :used] = block
@@ -98,7 +96,7 @@ class _GramCache:
             self.slots[group] = len(self.slots)
 
 
-class Program(Objective):
+class Program(Objective[Any]):
     """The data of one program; `data` is that of the objective.
 
     M may be in float32, to halve the time of a look at all groups; what is computed from it
@@ -131,12 +129,12 @@ class Program(Objective):
 
     def columns(self, groups: Array) -> Array:
         """Return the multipliers of some groups, in float64."""
-        return cast(self.M[:, groups], self.Z)
+        return cast(self.M[:, groups], self.Z.dtype)
 
     def kernel(self, root: Array) -> Array:
         """Return ``Z Z^T`` in the precision of `root`, built when first needed."""
         if root.dtype not in self.kernels:
-            Z = cast(self.Z, root)
+            Z = cast(self.Z, root.dtype)
             self.kernels[root.dtype] = Z @ Z.T
         return self.kernels[root.dtype]
 
@@ -151,7 +149,7 @@ class Program(Objective):
             return w, row_norms(w)
         spread = column * self.Z
         size = float((spread * spread).sum()) ** 0.5 or 1.0
-        w = cast((cast(spread / size, self.M).T @ self.M).T, column) * size
+        w = cast((cast(spread / size, self.M.dtype).T @ self.M).T, column.dtype) * size
         norms = row_norms(w)
         # More than float32 can be wrong by.
         margin = 1e-6 * len(spread) ** 0.5 * size
@@ -196,15 +194,15 @@ class _ColumnFactor:
 
     def apply(self, X: Array) -> Array:
         """Return C X."""
-        xp, scaled = array_namespace(X), self.root * cast(X, self.root)
+        xp, scaled = array_namespace(X), self.root * cast(X, self.root.dtype)
         inner = cholesky_solve(self._project(scaled), self.chol) * self.scale
         spread = xp.zeros((len(self.rows), X.shape[1]), **kind_of(inner))
         spread[self.index] = inner
-        return cast(self.root * (scaled - self.rows.T @ spread), X)
+        return cast(self.root * (scaled - self.rows.T @ spread), X.dtype)
 
     def quadratic(self, X: Array) -> Array:
         """Return X^T C X, with one triangular solve."""
-        scaled = self.root * cast(X, self.root)
+        scaled = self.root * cast(X, self.root.dtype)
         return scaled.T @ scaled - squared_by_inverse(self._project(scaled), self.chol)
 
 
@@ -218,12 +216,12 @@ class _RowFactor:
 
     def apply(self, X: Array) -> Array:
         """Return C X."""
-        scaled = self.root * cast(X, self.root)
-        return self.alpha * cast(self.root * cholesky_solve(scaled, self.chol), X)
+        scaled = self.root * cast(X, self.root.dtype)
+        return self.alpha * cast(self.root * cholesky_solve(scaled, self.chol), X.dtype)
 
     def quadratic(self, X: Array) -> Array:
         """Return X^T C X, with one triangular solve."""
-        scaled = self.root * cast(X, self.root)
+        scaled = self.root * cast(X, self.root.dtype)
         return self.alpha * squared_by_inverse(scaled, self.chol)
 
 
@@ -250,14 +248,14 @@ def factorise(program: Program, active: Array, M: Array, eta: Array, weights: Ar
         return _column_factor(program, groups, eta, column_root)
     root = single(root) if coarse_rows else root
     # W^1/2 A diag(eta) A^T W^1/2 is (M diag(eta) M^T) o (Z Z^T), scaled: k times fewer operations.
-    matrix = lower_outer(root * cast(M * eta**0.5, root), program.kernel(root))
+    matrix = lower_outer(root * cast(M * eta**0.5, root.dtype), program.kernel(root))
     matrix.reshape(-1)[:: n + 1] += program.alpha
     return _RowFactor(root, safe_cholesky(matrix), program.alpha)
 
 
 def _column_factor(program: Program, groups: list[int], eta: Array, root: Array) -> _ColumnFactor:
     rows, index, matrix = program.gram.blocks(program, root, groups)
-    scale = cast(eta[:, None] ** 0.5 + 0.0 * program.Z[:1], root).reshape(-1, 1)
+    scale = cast(eta[:, None] ** 0.5 + 0.0 * program.Z[:1], root.dtype).reshape(-1, 1)
     matrix *= scale
     matrix *= scale.T
     matrix.reshape(-1)[:: len(matrix) + 1] += program.alpha

@@ -111,7 +111,7 @@ class _Point:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Program(Objective):
+class _Program(Objective[Tensor]):
     """The data of one refit."""
 
     A: Activations

@@ -36,7 +36,7 @@ from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
 from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
-from sklearn_convexbn.solvers._group_ridge import safe_cholesky
+from sklearn_convexbn.support._linear_algebra import safe_cholesky
 from sklearn_convexbn.support._sharding import Shards
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
@@ -62,7 +62,7 @@ MAX_CG_STEPS, CG_TOLERANCE = 60, 1e-2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Program(Objective):
+class _Program(Objective[Tensor]):
     """The data of one refit; activations are centred when the intercept is fitted."""
 
     A: Activations

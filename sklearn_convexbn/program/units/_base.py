@@ -92,11 +92,11 @@ class Units(ABC):
     # ------------------------------------------------------------------------ sums over rows
 
     @abstractmethod
-    def fit(self, Q: Array, V: Array) -> Array:
+    def fit(self, Q: Array, V: Array) -> Any:
         """Return ``sum_j a(q_j) v_j`` (n, C) for units Q (k, m) and output weights V (m, G C)."""
 
     @abstractmethod
-    def correlations(self, Lambda: Array, Q: Array) -> Array:
+    def correlations(self, Lambda: Array, Q: Array) -> Any:
         """Return ``Lambda^T a(q)`` (G C, m) for a dual point (n, C) and units Q (k, m)."""
 
     @abstractmethod

@@ -61,7 +61,7 @@ class WhitenedMatrix(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Any) -> Array:
+    def __getitem__(self, rows: Any) -> Any:
         """Return the rows of a slice, or those with the numbers in a tensor, (..., k)."""
 
 
@@ -98,9 +98,7 @@ class WhitenedUnits(Units):
         kind = getattr(self.Z.device, "type", "cpu")
         return row_slices(len(self.Z), width, kind, self.pooling.n_patches)
 
-    def products(
-        self, Q: Array, kept: Tensor | None = None
-    ) -> Iterator[tuple[slice, Array, Array]]:
+    def products(self, Q: Array, kept: Tensor | None = None) -> Iterator[tuple[slice, Any, Any]]:
         """Yield rows, their block of Z and ``Z Q`` (rows, S) in the precision of Q (k, S).
 
         The products are in `kept` (n, S) if it is given; else each takes the place of the last.
@@ -119,7 +117,7 @@ class WhitenedUnits(Units):
         for rows in self.blocks(kept.shape[1]):
             yield rows, cast(self.Z[rows], kept.dtype), kept[rows]
 
-    def fit(self, Q: Array, V: Array) -> Array:
+    def fit(self, Q: Array, V: Array) -> Any:
         xp, Vt = array_namespace(Q), self._by_cells(V)
         F = xp.empty((self.n_samples, len(Vt)), dtype=V.dtype, **on_device(V))
         for rows, _, H in self.products(Q):
@@ -127,20 +125,20 @@ class WhitenedUnits(Units):
             xp.matmul(pooled, Vt.T, out=F[self.pooling.samples(rows)])
         return F
 
-    def _pooled(self, H: Array) -> Array:
+    def _pooled(self, H: Array) -> Any:
         """Return pooled activations (rows / K, G m) of products (rows, m), which they replace."""
         activations = array_namespace(H).clip(H, 0, None, out=H)
         pooled = self.pooling.pool(activations)
         return pooled.reshape(len(pooled), -1)
 
-    def _by_cells(self, V: Array) -> Array:
+    def _by_cells(self, V: Any) -> Any:
         """Return output weights V (m, G C) as (C, G m)."""
         m, G = len(V), self.n_cells
         C = V.shape[1] // G
         of_cells = V.reshape(m, G, C).swapaxes(0, 2).reshape(C, G * m)
         return of_cells.contiguous() if is_tensor(V) else np.ascontiguousarray(of_cells)
 
-    def _by_units(self, T: Array) -> Array:
+    def _by_units(self, T: Array) -> Any:
         """Return T (C, G m) as (G C, m), the transpose of what :meth:`_by_cells` is given."""
         C, G = len(T), self.n_cells
         return T.reshape(C, G, -1).swapaxes(0, 1).reshape(G * C, T.shape[1] // G)
@@ -164,7 +162,7 @@ class WhitenedUnits(Units):
         for rows, _, H in self.products(Q):
             yield self.pooling.samples(rows), self.pooling.features(H.clamp_min_(0))
 
-    def correlations(self, Lambda: Array, Q: Array, kept: Tensor | None = None) -> Array:
+    def correlations(self, Lambda: Array, Q: Array, kept: Tensor | None = None) -> Any:
         """Return ``Lambda^T (Z Q)_+`` (G C, S), pooled; ``(Z Q)_+`` is in `kept`, if given."""
         xp = array_namespace(Q)
         shape = (Lambda.shape[1], self.n_cells * Q.shape[1])

@@ -1,4 +1,4 @@
-"""Cholesky factors and triangular solves of NumPy arrays and of torch tensors alike.
+"""Cholesky factors, triangular solves and norms of NumPy arrays and of torch tensors alike.
 
 Small programs on the CPU are solved in NumPy: a call costs about a fifth of one of torch, and
 LAPACK is called without a copy more than needed. Programs on another device are torch tensors.
@@ -7,19 +7,30 @@ Factors are lower triangular and what is above their diagonal is undefined.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from sklearn_convexbn.support._arrays import Array, array_namespace, on_device
+from sklearn_convexbn.support._arrays import Array, Same, array_namespace, on_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Powers of ten of what is added, relative to its diagonal, where a block or a matrix that is built
+#: in place could not be factorised.
+BUMPS = (-15, -13, -11, -9, -6)
 
 
-def safe_cholesky(matrix: Array) -> Array:
+def safe_cholesky(matrix: Any) -> Any:
     """Return the lower factor; a growing diagonal is added when rounding made it indefinite.
 
-    Only the lower triangle of the matrix is read.
+    Only the lower triangle of the matrix is read. To a matrix (m, m) a multiple of the identity is
+    added until that helps. Of a stack (..., m, m), a tensor, the diagonal grows by parts of itself,
+    as scales of barriers differ widely, and an ArithmeticError says where that does not help.
     """
+    if len(matrix.shape) > 2:
+        return _factors_of_stack(matrix)
     factor, failed = _cholesky(matrix)
     if not failed:
         return factor
@@ -32,7 +43,7 @@ def safe_cholesky(matrix: Array) -> Array:
     return factor
 
 
-def _cholesky(matrix: Array) -> tuple[Array, bool]:
+def _cholesky(matrix: Any) -> tuple[Any, bool]:
     if isinstance(matrix, np.ndarray):
         if len(matrix) == 0:
             return matrix, False
@@ -46,7 +57,21 @@ def _cholesky(matrix: Array) -> tuple[Array, bool]:
     return factor, int(status) != 0
 
 
-def cholesky_solve(column: Array, factor: Array) -> Array:
+def _factors_of_stack(A: Tensor) -> Tensor:
+    import torch
+
+    for power in (None, *BUMPS):
+        bumped = A
+        if power is not None:
+            bumped = A + torch.diag_embed(A.diagonal(dim1=-2, dim2=-1).abs() * 10.0**power)
+        L, info = torch.linalg.cholesky_ex(bumped)
+        # What is not finite reaches the diagonal.
+        if not bool(info.any()) and bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
+            return L
+    raise ArithmeticError("The Newton matrix is not positive definite.")
+
+
+def cholesky_solve(column: Any, factor: Any) -> Any:
     """Solve with the matrix of a factor; `column` is (m, c)."""
     if isinstance(factor, np.ndarray):
         if len(factor) == 0:
@@ -58,7 +83,7 @@ def cholesky_solve(column: Array, factor: Array) -> Array:
     return torch.cholesky_solve(column, factor)
 
 
-def squared_by_inverse(X: Array, factor: Array) -> Array:
+def squared_by_inverse(X: Same, factor: Same) -> Same:
     """Return ``X^T A^-1 X`` for the matrix A of a factor, with one triangular solve."""
     if isinstance(factor, np.ndarray):
         if len(factor) == 0:
@@ -72,7 +97,7 @@ def squared_by_inverse(X: Array, factor: Array) -> Array:
     return half.T @ half
 
 
-def lower_outer(X: Array, weights: Array) -> Array:
+def lower_outer(X: Same, weights: Same) -> Same:
     """Return the lower triangle of ``(X X^T) o weights``; the rest is undefined."""
     if isinstance(X, np.ndarray):
         syrk = blas.dsyrk if is_double(X) else blas.ssyrk
@@ -86,22 +111,12 @@ def lower_outer(X: Array, weights: Array) -> Array:
     return out
 
 
-def kind_of(a: Array) -> dict[str, Any]:
+def kind_of(a: Same) -> dict[str, Any]:
     """Return dtype and device of `a`, as keywords that create another array."""
     return {"dtype": a.dtype, **on_device(a)}
 
 
-def single(a: Array) -> Array:
-    """Return `a` in float32."""
-    return a.astype(np.float32) if isinstance(a, np.ndarray) else a.float()
-
-
-def cast(a: Array, other: Array) -> Array:
-    """Return `a` in the precision of another array; `a` itself where it has it."""
-    return a.astype(other.dtype, copy=False) if isinstance(a, np.ndarray) else a.to(other.dtype)
-
-
-def index_array(numbers: Any, beside: Array) -> Array:
+def index_array(numbers: Any, beside: Array) -> Any:
     """Return a list of integers as an index array on the device of `beside`."""
     if isinstance(beside, np.ndarray):
         return np.asarray(numbers, dtype=np.intp)
@@ -110,7 +125,7 @@ def index_array(numbers: Any, beside: Array) -> Array:
     return torch.as_tensor(numbers, dtype=torch.long, device=beside.device)
 
 
-def largest_entries(a: Array, count: int) -> Array:
+def largest_entries(a: Any, count: int) -> Any:
     """Return the positions of the `count` largest entries, in no special order."""
     count = min(len(a), count)
     if isinstance(a, np.ndarray):
@@ -118,10 +133,24 @@ def largest_entries(a: Array, count: int) -> Array:
     return a.topk(count).indices
 
 
-def row_norms(S: Array) -> Array:
+def row_norms(S: Same) -> Same:
     """Return the Euclidean length of every row."""
     return (S * S).sum(1) ** 0.5
 
 
-def is_double(a: Array) -> bool:
+def is_double(a: Same) -> bool:
     return a.dtype == array_namespace(a).float64
+
+
+def gram_of_smaller_side(X: Same) -> Same:
+    """Return X^T X or X X^T (m, r, r) of matrices X (m, k, C), r = min(k, C)."""
+    transposed = X.swapaxes(1, 2)
+    return transposed @ X if X.shape[1] >= X.shape[2] else X @ transposed
+
+
+def spectral_norms(X: Same) -> Same:
+    """Return the largest singular values (m,) of matrices (m, k, C)."""
+    if min(X.shape[1:]) <= 1:
+        return (X * X).sum((1, 2)) ** 0.5
+    squares = array_namespace(X).linalg.eigvalsh(gram_of_smaller_side(X))[:, -1]
+    return squares.clip(min=0.0) ** 0.5
