@@ -138,6 +138,6 @@ def searched(
     draw = partial(random_directions, whitening, random_state=random_state)
     search = Search(problem.units.on(device), draw, random_state)
     n_relatives = min(THOROUGH_RELATIVES, n_starts)
-    effort = Effort(n_starts, n_relatives, FINE_STEPS, THOROUGH_GENERATIONS)
+    effort = Effort(n_starts, n_relatives, FINE_STEPS, THOROUGH_GENERATIONS, polished=True)
     directions = search(Lambda, known, effort)[1]
     return Found(problem.correlations(Lambda, directions), directions)

@@ -156,13 +156,19 @@ class Pursuit(Solver):
         from sklearn_convexbn.search._search import Effort
 
         rough = Effort(self.n_starts, self.n_starts, ROUGH_STEPS, 0, steered=True)
-        fine = rough._replace(n_steps=self.n_search_steps, n_generations=1)
+        fine = rough._replace(
+            n_relatives=(self.n_starts + 1) // 2,
+            n_steps=self.n_search_steps,
+            n_generations=1,
+            polished=True,
+        )
         units = problem.units
         certifying = Effort(
             self.certifying_starts(units.n_rows, units.n_parameters),
             LEAST_CERTIFY_FACTOR * self.n_starts,
             self.n_search_steps,
             THOROUGH_GENERATIONS,
+            polished=True,
         )
         return rough, fine, certifying
 
