@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn.program.units._base import Draw, Units, column_norms
+from sklearn_convexbn.search._dc_step import DCStep, operations
 from sklearn_convexbn.support._arrays import Array
 
 #: Searches of more rows than this are steered by a random subset of so many.
@@ -33,6 +34,9 @@ MEMORY = 100
 #: Directions of a larger cosine count as the same maximum, and as the neuron's own.
 SAME, OWN = 0.99, 0.9999
 
+#: The part of ascents that are polished, but at least so many, and the cosine of the closest two.
+POLISHED_PART, LEAST_POLISHED, APART = 0.1, 30, 0.999
+
 
 class Effort(NamedTuple):
     """How much a search does.
@@ -49,6 +53,8 @@ class Effort(NamedTuple):
         How often new relatives are looked for around the best maxima so far.
     steered : bool
         Whether starts may ascend on a subset of the rows, and only the best on all from there.
+    polished : bool
+        Whether DC steps raise the best tenth of what ascents end in, where units have such steps.
     """
 
     n_starts: int
@@ -56,6 +62,7 @@ class Effort(NamedTuple):
     n_steps: int
     n_generations: int
     steered: bool = False
+    polished: bool = False
 
 
 def ascend(
@@ -257,6 +264,10 @@ class Search:
             found = whole.ascended(starts, RELATED, effort.n_steps)
             values = np.concatenate([values, whole.values(found)])
             directions = np.hstack([directions, found.cpu().numpy()])
+        if effort.polished:
+            found = self._polished(part, values, directions, known, effort.n_steps)
+            values = np.concatenate([values, whole.values(found)])
+            directions = np.hstack([directions, found.cpu().numpy()])
         values, directions = self._shards.agreed((values, directions))
         self._remember(values, directions, known)
         return values, directions
@@ -300,9 +311,39 @@ class Search:
             dual.scaled, pool, count, self.draw, self.random_state, generation=generation
         )
 
+    def _polished(
+        self,
+        part: _Dual,
+        values: np.ndarray,
+        directions: np.ndarray,
+        known: np.ndarray,
+        n_steps: int,
+    ) -> Tensor:
+        """Return the units (k, any) that DC steps make of the best that ascents ended in.
+
+        Not of neurons, which are maxima already. The steps may take as many operations as the
+        ascents. Vertices of a subset of the rows are none of all: there are no steps then.
+        """
+        rows = None if self._sampled else part.units.rectified_rows
+        count = max(LEAST_POLISHED, int(POLISHED_PART * len(values)))
+        if rows is not None:
+            ascents = 4.0 * rows.numel() * n_steps * len(values)
+            count = min(count, int(ascents / operations(*rows.shape)))
+        if rows is None or count == 0:
+            return self._tensor(directions[:, :0]).double()
+        others = np.where(self._own(directions, known), -np.inf, values)
+        best = distinct_violators(others, directions, -np.inf, most=count, cosine=APART)
+        chosen = torch.as_tensor(directions[:, best], device=rows.device)
+        return DCStep(rows, part.Lambda).polished(chosen)[1]
+
+    @staticmethod
+    def _own(directions: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Return which of the directions (k, S) are those of neurons."""
+        return (known.T @ directions).max(axis=0, initial=-1.0) > OWN
+
     def _remember(self, values: np.ndarray, directions: np.ndarray, known: np.ndarray) -> None:
         """Keep the best maxima besides the neurons themselves, which are known anyway."""
-        own = (known.T @ directions).max(axis=0, initial=-1.0) > OWN
+        own = self._own(directions, known)
         order = np.where(own, values - values.max() - 1.0, values)
         best = distinct_violators(order, directions, -np.inf, most=MEMORY, cosine=SAME)
         self.maxima = directions[:, best]

@@ -83,7 +83,9 @@ class RoundSearch:
         self._own_state = np.random.RandomState(seed)
         self._search = Search(units, self._draw(settings.random_state), settings.random_state)
         self._rough = Effort(n_starts, n_starts, ROUGH_STEPS, 0, steered=True)
-        self._fine = self._rough._replace(n_steps=n_steps, n_generations=1)
+        self._fine = self._rough._replace(
+            n_relatives=(n_starts + 1) // 2, n_steps=n_steps, n_generations=1, polished=True
+        )
         self._needs_fine = False
         # Starts so far, and ascent and slide steps of single units, which cost about the same.
         self._n_ascents, self._work = 0, 0.0

@@ -64,6 +64,9 @@ class Units(ABC):
         That rows are stored in.
     is_flat : bool
         Whether all rows are stored here and each is a sample.
+    rectified_rows : torch.Tensor of shape (n, k), or None
+        For DC steps: the rows Z, if they are all here, none are pooled, a(q) is (Z q)_+ and |q| is
+        the Euclidean norm. Other kinds of units have none.
     """
 
     shards: Shards
@@ -74,6 +77,7 @@ class Units(ABC):
     device: Any
     precision: Any
     is_flat: bool
+    rectified_rows: Any = None
 
     # -------------------------------------------------------------------- parameters and norm
 

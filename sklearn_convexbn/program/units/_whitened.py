@@ -90,6 +90,7 @@ class WhitenedUnits(Units):
         self.n_rows = shards.count(len(Z))
         self.device, self.precision = Z.device, Z.dtype
         self.is_flat = shards.size == 1 and not hasattr(Z, "whitening") and pooling.is_identity
+        self.rectified_rows = Z if self.is_flat else None
 
     # ------------------------------------------------------------------------ sums over rows
 
