@@ -79,7 +79,8 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
 
     tol : float, default=1e-2
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
-        `tol`. It means the same for every solver.
+        `tol`. It means the same for every solver. Where the gap is an estimate, an independent
+        search verifies it before the fit stops.
 
     max_iter : int, default=200
         Largest number of rounds of the solver.
@@ -127,7 +128,8 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     n_iter_ : int
         Rounds run.
     history_ : dict of ndarrays of shape (`n_iter_`,)
-        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+        "objective", "dual_gap", "n_neurons", "time" (seconds) and "kind" after each round. The
+        kind of its bound is "exact", or of an estimate "verified" or "stopping".
     solver_ : Solver
         The solver used.
     n_components_ : int
@@ -370,7 +372,8 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
 
     tol : float, default=1e-2
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
-        `tol`. It means the same for every solver.
+        `tol`. It means the same for every solver. Where the gap is an estimate, an independent
+        search verifies it before the fit stops.
 
     max_iter : int, default=200
         Largest number of rounds of the solver.
@@ -423,7 +426,8 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     n_iter_ : int
         Rounds run.
     history_ : dict of ndarrays of shape (`n_iter_`,)
-        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+        "objective", "dual_gap", "n_neurons", "time" (seconds) and "kind" after each round. The
+        kind of its bound is "exact", or of an estimate "verified" or "stopping".
     solver_ : Solver
         The solver used.
     n_components_ : int
