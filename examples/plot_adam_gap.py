@@ -3,7 +3,7 @@ How far from optimal is Adam?
 =============================
 
 Trains batch-normalized two-layer ReLU networks on scikit-learn's diabetes data with full-batch
-Adam in torch, for several widths and learning rates, and certifies every one of them as it
+Adam in torch, for several widths and learning rates, and bounds the gap of every one of them as it
 trains: how far it is, at most, from the optimum over all networks of any width. The same
 training problem solved through its convex form shows where that optimum is. Saves a picture.
 """

@@ -14,7 +14,8 @@ each other, what a looser or tighter ``tol`` costs, and what it changes on test 
 #
 # The diabetes data have 10 features. There the bound rests on a search for the hidden unit that
 # would improve the network most. The search can miss it, so the bound is an estimate, and the
-# certificate says so.
+# certificate says so. Once the fit would stop, an independent search gives the bound that counts,
+# marked by a square; where it finds more than `tol` allows, the fit goes on.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_diabetes

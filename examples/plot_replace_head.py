@@ -68,7 +68,7 @@ def certificate_of_head() -> tuple[float, float]:
 
 optimizer = torch.optim.Adam(cnn.parameters(), lr=3e-3)
 course = {}
-print("Adam on all layers, and its head as certified on the features of the moment")
+print("Adam on all layers, and its head as judged on the features of the moment")
 print(f"{'epoch':>6}{'objective':>11}{'gap':>8}{'test accuracy':>15}")
 for epoch in range(1, N_EPOCHS + 1):
     cnn.train()

@@ -450,6 +450,38 @@ def test_in_words():
     assert "not stationary" in str(certify(bn_network(10, 5), X, y, alpha=ALPHA, effort=20))
 
 
+def test_has_the_fields_of_a_fit_and_more():
+    X, y = diabetes()
+    c = certify(optimum(), X, y, alpha=ALPHA, random_state=0, effort=400)
+    fitted = optimum().certificate_
+    assert isinstance(c, type(fitted))
+    shared = ("primal", "dual", "gap", "infeasibility", "kind", "program", "n_verified", "n_hits")
+    assert set(shared) | {"cautious_gap"} == set(vars(fitted)) < set(vars(c))
+    assert c.program == fitted.program == "all arrangements"
+    assert c.n_verified == 400
+    assert 0 <= c.n_hits <= 400
+    assert c.gap <= c.cautious_gap <= c.proved_gap == 1.0  # nothing can be proven here
+
+
+@pytest.mark.parametrize(
+    ("effort", "starts"), [("quick", 2000), ("normal", 10_000), ("thorough", 50_000), (70, 70)]
+)
+def test_effort_is_a_number_of_starts(effort, starts, capsys):
+    X, y = diabetes()
+    c = certify(optimum(), X, y, alpha=ALPHA, random_state=0, effort=effort, verbose=1)
+    assert c.n_verified == starts
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == -(-starts // 5000)
+    assert lines[-1].startswith(f"[certify] {starts} of {starts} starts: violation of ")
+    assert not {"certified", "exact"} & set(" ".join([*lines, str(c)]).split())
+
+
+def test_silent_by_default(capsys):
+    X, y = diabetes()
+    certify(optimum(), X, y, alpha=ALPHA, random_state=0, effort=20)
+    assert capsys.readouterr().out == ""
+
+
 # --- bad input ------------------------------------------------------------------------------
 
 

@@ -51,3 +51,24 @@ def test_every_page_is_in_a_table_of_contents():
     pages = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
     tables = re.findall(r"^```{toctree}\n(.*?)^```$", "\n".join(pages.values()), flags=re.M | re.S)
     assert set(pages) - {"index"} <= set(" ".join(tables).split())
+
+
+def texts():
+    """Yield what users read: README, pages, benchmarks' page and examples."""
+    root = DOCS.parent
+    yield from (root / "README.md", root / "benchmarks" / "README.md")
+    yield from sorted(DOCS.glob("*.md"))
+    yield from sorted((root / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", list(texts()), ids=lambda path: path.stem)
+def test_no_estimate_is_called_certified_or_exact(path):
+    text = path.read_text("utf-8")
+    # Gaps on fixed gates are bounded rigorously; and the page that says what the word stands for.
+    rigorous = ('the line says "certified"', "certified relative gap of 1e-3 and 1e-5 on the gated")
+    for words in rigorous:
+        text = text.replace(words, "")
+    assert not re.findall(r"\bcertif(?:ied|ies|ying)\b.*", text, flags=re.I)
+    estimate = r"estimate\w*|by a search|independent search|pursuit's (?:gap|bound)"
+    assert not re.findall(rf"\b(?:exact|certified),? (?:{estimate})", text, flags=re.I)
+    assert not re.findall(rf"\b(?:{estimate}) (?:is|are) (?:exact|certified)", text, flags=re.I)

@@ -424,7 +424,7 @@ def test_certificate_of_another_objective_keeps_both_bounds():
             300,
             "objective 2, estimated, by an independent search of 300 starts, to be within 25 % of "
             "the optimum over all arrangements (50 % at three times the violation it found; 7 "
-            "starts ended in its best maximum)",
+            "of the starts ended in its best maximum)",
         ),
     ],
 )

@@ -257,6 +257,19 @@ def test_fit_that_ends_before_its_verification_says_so(problem):
     assert "by the searches of the fit alone" in str(result.certificate)
 
 
+def test_no_line_or_warning_calls_an_estimate_certified_or_exact(capsys):
+    X, y = load_iris(return_X_y=True)
+    model = ConvexBNClassifier(0.01, tol=0.02, random_state=0, verbose=1).fit(X, y)
+    with pytest.warns(ConvergenceWarning) as caught:
+        ConvexBNClassifier(0.01, tol=1e-6, max_iter=2, random_state=0, verbose=1).fit(X, y)
+    assert model.certificate_.kind == "estimated"
+    text = capsys.readouterr().out + str(model.certificate_) + str(caught[0].message)
+    assert "independent search" in text
+    assert "is estimated to be up to" in text
+    assert "certified" not in text
+    assert "exact" not in text
+
+
 def test_networks_that_are_only_compared_are_not_verified(problem, searches):
     k, state = problem.Z.shape[1], np.random.RandomState(0)
     settings = RunSettings(

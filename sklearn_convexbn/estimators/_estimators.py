@@ -85,7 +85,8 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     tol : float, default=0.1
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
         `tol`. It means the same for every solver. Smaller gaps make better optima and seldom
-        better predictions.
+        better predictions. Where the gap is an estimate, an independent search verifies it before
+        the fit stops.
 
     max_iter : int, default=200
         Largest number of rounds of the solver.
@@ -133,7 +134,8 @@ class ConvexBNRegressor(RegressorMixin, BaseConvexBN):
     n_iter_ : int
         Rounds run.
     history_ : dict of ndarrays of shape (`n_iter_`,)
-        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+        "objective", "dual_gap", "n_neurons", "time" (seconds) and "kind" after each round. The
+        kind of its bound is "exact", or of an estimate "verified" or "stopping".
     solver_ : Solver
         The solver used.
     n_components_ : int
@@ -387,7 +389,8 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     tol : float, default=0.1
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
         `tol`. It means the same for every solver. Smaller gaps make better optima and seldom
-        better predictions.
+        better predictions. Where the gap is an estimate, an independent search verifies it before
+        the fit stops.
 
     max_iter : int, default=200
         Largest number of rounds of the solver.
@@ -440,7 +443,8 @@ class ConvexBNClassifier(ClassifierMixin, BaseConvexBN):
     n_iter_ : int
         Rounds run.
     history_ : dict of ndarrays of shape (`n_iter_`,)
-        "objective", "dual_gap", "n_neurons" and "time" (seconds) after each round.
+        "objective", "dual_gap", "n_neurons", "time" (seconds) and "kind" after each round. The
+        kind of its bound is "exact", or of an estimate "verified" or "stopping".
     solver_ : Solver
         The solver used.
     n_components_ : int

@@ -168,10 +168,11 @@ class Certificate:
         """Say what three times the violation found would mean, and how often it was found."""
         if self.step == "exact":
             return ""
-        cautious = f"{100 * self.cautious_gap:.2g} % at three times the violation it found"
+        cautious = f"{100 * self.cautious_gap:.2g} % at three times the violation"
         if self.step == "stopping":
-            return f" ({cautious.replace('it', 'they')})"
-        return f" ({cautious}; {self.n_hits} starts ended in its best maximum)"
+            return f" ({cautious} they found)"
+        hits = f"{self.n_hits} of the starts ended in its best maximum"
+        return f" ({cautious} it found; {hits})"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,6 +1,6 @@
 """One driver, many solvers: stopping, certificates, history and the one warning live here.
 
-A solver yields iterates; the driver certifies each of them in float64 from the network
+A solver yields iterates; the driver bounds the gap of each of them in float64 from the network
 alone, so that ``tol`` means the same for every solver and no solver vouches for itself.
 """
 
@@ -324,9 +324,10 @@ def _not_converged(certificate: Certificate, tol: float, rounds: int, reason: st
         "callback": "A callback asked to stop.",
         "": "Increase max_iter or tol, or choose a larger alpha.",
     }
+    estimate = "is estimated to" if certificate.kind == "estimated" else "may"
     return (
         f"Stopped after {rounds} rounds with a relative duality gap of {certificate.gap:.2g}, "
-        f"above tol={tol:g}: the objective {certificate.primal:.6g} may be up to "
+        f"above tol={tol:g}: the objective {certificate.primal:.6g} {estimate} be up to "
         f"{100 * max(certificate.gap, 0.0):.2g} % above the optimum. The network is usable. "
         f"{remedies[reason]}"
     )
