@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_diabetes, load_iris
 
-from sklearn_convexbn.search._exact import largest_correlation
+from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn.search._bound import bounded_by_cones, proven
+from sklearn_convexbn.search._exact import is_affordable, largest_correlation
 from sklearn_convexbn.search._proof import prove
+from tests.helpers import make_problem
 
 KINDS = ["general", "grid", "ties", "zeros", "parallel", "rank", "zero multipliers", "few"]
 
@@ -138,3 +142,40 @@ def test_proof_is_the_same_again_and_better_with_a_known_maximum():
     informed = _checked(Z, multipliers, closeness=1e-3, known=known)
     assert informed.n_evaluations <= first.n_evaluations
     assert informed.values.max() >= first.values.max() * (1 - 1e-12)
+
+
+def _iris():
+    X, y = load_iris(return_X_y=True)
+    return X, (y == 1).astype(int)
+
+
+def test_fit_in_few_dimensions_is_proven():
+    X, y = _iris()
+    model = ConvexBNClassifier(alpha=0.03, tol=0.01, shrinkage=0.0, random_state=0).fit(X, y)
+    certificate = model.certificate_
+    problem_size = len(X), X.shape[1] + 1, 1
+    assert not is_affordable(*problem_size)
+    assert certificate.kind == "exact"
+    assert 0.0 <= certificate.gap <= 0.01
+    closer = ConvexBNClassifier(alpha=0.03, tol=1e-4, shrinkage=0.0, random_state=0).fit(X, y)
+    assert certificate.dual <= closer.certificate_.primal
+
+
+def test_fit_in_many_dimensions_is_estimated():
+    X, y = load_diabetes(return_X_y=True)
+    model = ConvexBNRegressor(alpha=0.1, tol=0.01, random_state=0).fit(X, y)
+    assert model.certificate_.kind == "estimated"
+
+
+def test_bound_that_is_not_wanted_is_no_proof():
+    rng = np.random.default_rng(0)
+    problem = make_problem(rng.normal(size=(300, 5)), rng.normal(size=300), "squared", 0.01)
+    Lambda = problem.dual_point(np.tile(problem.constant(), (300, 1)))
+    none = np.zeros((problem.Z.shape[1], 0))
+    cones = bounded_by_cones(problem, Lambda, known=none, n_evaluations=1)
+    assert cones.proven
+    assert cones.bound > cones.values.max()
+    assert not proven(problem, Lambda, wanted=0.1 * cones.values.max(), n_evaluations=1).proven
+    assert proven(problem, Lambda, wanted=cones.bound * (1 + 1e-6), n_evaluations=1).proven
+    two = make_problem(rng.normal(size=(300, 5)), rng.normal(size=(300, 2)), "squared", 0.01)
+    assert not bounded_by_cones(two, two.Y, known=none, n_evaluations=1).proven

@@ -19,16 +19,16 @@ Rounding. All sums are taken in float64, of rows and multipliers scaled such tha
 one and the multipliers a sum of absolute values S. With u the unit roundoff and m rows:
 
 * a subgradient is a sum of at most m terms of size at most their multiplier, so it is off by
-  :math:`(m + 4) u S`, whichever order they are summed in. Which rows a product counts as active does
-  not matter for N: any choice is a point where N has the stated subgradient or a combination of
-  them. For P a row whose product is rounded to the wrong side of zero changes P by at most
+  :math:`(m + 4) u S`, whichever order they are summed in. Which rows a product counts as active
+  does not matter for N: ``w (z q)_+`` is at least w z q and at least zero everywhere. For P a row whose product is rounded to the wrong side of zero changes P by at most
   :math:`2 k u` of its multiplier, and so does a row that is taken for linear on a cone
   because its products with all generators were rounded to one side.
 * every conditional gradient step moves b by less than S and rounds it by at most :math:`8 u S`, and
   an earlier error of b does not grow. A cone keeps count of the steps that its b has seen.
 * products with b, r and v are off by :math:`(k + 2) u` of the vectors' norms.
 
-`_slack` adds these with a factor of four to spare to each e, and :math:`32 k u |r|` to the norm of r.
+`_Rows.slack` adds these to each e with a factor of four to spare, and `_bound` :math:`32 k u |r|`
+to the norm of r.
 Rows outside a subspace on which they nearly lie add what is cut off of them times their multiplier.
 """
 
@@ -495,7 +495,8 @@ class _BranchAndBound:
             if len(chosen) == 0:
                 break
             left = left[chosen]
-            part = tuple(a[..., chosen] for a in (V, heights, W, steps, b_, c, r))
+            V, heights, W = V[..., chosen], heights[:, chosen], W[..., chosen]
+            part = V, heights, W, steps[:, chosen], b_[:, chosen], c[:, chosen], r[:, chosen]
         return bounds
 
 

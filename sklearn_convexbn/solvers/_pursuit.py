@@ -19,7 +19,12 @@ import numpy as np
 from scipy import optimize
 
 from sklearn_convexbn.program._problem import Neurons, Problem
-from sklearn_convexbn.search._bound import THOROUGH_GENERATIONS, Found, proven
+from sklearn_convexbn.search._bound import (
+    THOROUGH_GENERATIONS,
+    Found,
+    proven,
+    tolerable_correlation,
+)
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._compat import Interval
@@ -146,9 +151,11 @@ class Pursuit(Solver):
         found = found.joined(Found(*search(Lambda, some, fine)))
         if _gap(problem, neurons, found) > settings.tol or settings.provisional:
             return found
-        bounded = found.joined(proven(problem, Lambda))
+        enough = tolerable_correlation(problem, neurons, Lambda, settings.tol)
+        bounded = found.joined(proven(problem, Lambda, wanted=enough, known=found.directions))
         if bounded.proven and (bounded.is_tight or _gap(problem, neurons, bounded) <= settings.tol):
             return bounded
+        found = replace(bounded, bound=np.inf)  # what was met on the way to no proof
         return found.joined(Found(*search(Lambda, known, certifying)))
 
     def _efforts(self, problem: Problem) -> tuple[Effort, Effort, Effort]:
