@@ -20,9 +20,10 @@ one and the multipliers a sum of absolute values S. With u the unit roundoff and
 
 * a subgradient is a sum of at most m terms of size at most their multiplier, so it is off by
   :math:`(m + 4) u S`, whichever order they are summed in. Which rows a product counts as active
-  does not matter for N: ``w (z q)_+`` is at least w z q and at least zero everywhere. For P a row whose product is rounded to the wrong side of zero changes P by at most
-  :math:`2 k u` of its multiplier, and so does a row that is taken for linear on a cone
-  because its products with all generators were rounded to one side.
+  does not matter for N: ``w (z q)_+`` is at least w z q and at least zero everywhere. For P a row
+  whose product is rounded to the wrong side of zero changes P by at most :math:`2 k u` of its
+  multiplier, and so does a row that is taken for linear on a cone because its products with all
+  generators were rounded to one side.
 * every conditional gradient step moves b by less than S and rounds it by at most :math:`8 u S`, and
   an earlier error of b does not grow. A cone keeps count of the steps that its b has seen.
 * products with b, r and v are off by :math:`(k + 2) u` of the vectors' norms.
