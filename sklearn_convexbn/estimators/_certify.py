@@ -27,7 +27,7 @@ from sklearn_convexbn.losses import LogLoss, loss_constraint, names_for, resolve
 from sklearn_convexbn.losses._base import LOSSES, Loss
 from sklearn_convexbn.program._arrangements import random_directions
 from sklearn_convexbn.program._problem import Certificate, Neurons, Problem, relative_gap
-from sklearn_convexbn.search._bound import Found, proven
+from sklearn_convexbn.search._bound import Found, bounded_by_cones, proven
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn.support._device import plain_torch, resolve_device
 from sklearn_convexbn.support._sharding import refuse_shards
@@ -41,8 +41,11 @@ ROUNDINGS_OF_TERMS = 16
 #: A proven gap that is above the estimated one by at most so much takes its place.
 AGREEMENT = 1e-3
 
-#: Random starts for each effort.
-EFFORTS = {"quick": 2000, "normal": 10_000, "thorough": 50_000}
+#: Random starts for each effort, and evaluations that a proof over cones may take.
+EFFORTS = {"quick": (2000, 10_000), "normal": (10_000, 100_000), "thorough": (50_000, 1_000_000)}
+
+#: Directions that such a proof begins with, and how close to the largest value it is to come.
+KNOWN_TO_PROOF, PROOF_CLOSENESS = 50, 1e-3
 
 CONSTRAINTS: dict[str, list[Any]] = {
     **PROBLEM_CONSTRAINTS,
@@ -305,16 +308,24 @@ def certify(
         shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
     )
     neurons = _neurons(layers, data, problem, whitening)
+    n_starts, n_evaluations = _size_of(effort)
     judged = _searched(
         problem,
         whitening,
         neurons,
-        n_starts=EFFORTS[effort] if isinstance(effort, str) else int(effort),
+        n_starts=n_starts,
         random_state=check_random_state(random_state),
         device=resolve_device(device),
         verbose=bool(verbose),
     )
-    return _certificate(judged, whitening, data.unit, stationarity_tol)
+    return _certificate(judged, whitening, data.unit, stationarity_tol, n_evaluations)
+
+
+def _size_of(effort: str | int) -> tuple[int, int]:
+    """Return the random starts and the evaluations of an effort."""
+    if isinstance(effort, str):
+        return EFFORTS[effort]
+    return int(effort), EFFORTS["quick"][1]
 
 
 def _training_data(
@@ -457,12 +468,36 @@ def _searched(
     return _Judged(problem, neurons, Lambda, found, own, n_starts, verification.n_hits)
 
 
+def _with_proof(judged: _Judged, n_evaluations: int) -> Found:
+    """Return what was found with the least bound that is affordable to prove."""
+    problem, found = judged.problem, judged.found
+    found = found.joined(proven(problem, judged.Lambda))
+    if found.is_tight:
+        return found
+    known = found.directions[:, np.argsort(-found.values, kind="stable")[:KNOWN_TO_PROOF]]
+    wanted = max(judged.own, float(found.values.max()), problem.alpha) * (1.0 + PROOF_CLOSENESS)
+    return found.joined(
+        bounded_by_cones(
+            problem,
+            judged.Lambda,
+            known=known,
+            wanted=wanted,
+            closeness=PROOF_CLOSENESS,
+            n_evaluations=n_evaluations,
+        )
+    )
+
+
 def _certificate(
-    judged: _Judged, whitening: Whitening, unit: float, stationarity_tol: float
+    judged: _Judged,
+    whitening: Whitening,
+    unit: float,
+    stationarity_tol: float,
+    n_evaluations: int,
 ) -> NetworkCertificate:
     """Scale the dual point to what was found, and to what can be proven."""
     problem, Lambda = judged.problem, judged.Lambda
-    found = judged.found.joined(proven(problem, Lambda))
+    found = _with_proof(judged, n_evaluations)
     largest = max(judged.own, float(found.values.max()))
     q = found.directions[:, found.values.argmax()]
     primal = problem.objective(judged.neurons)

@@ -6,14 +6,19 @@ The one place that decides how a bound on the optimum over all arrangements come
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sklearn_convexbn.program._problem import Problem
+from sklearn_convexbn.program._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.support._arrays import Array, as_numpy
 
+#: Dimensions in which, and rows on which, branch and bound over cones may prove something.
+PROOF_DIMENSIONS, PROOF_ROWS = 8, 20_000
+
+#: Evaluations that a proof may take in a fit, and their products with rows.
+QUICK_EVALUATIONS, QUICK_PRODUCTS = 10_000, 1.0e7
 
 @dataclass(frozen=True)
 class Found:
@@ -73,13 +78,90 @@ def rows_are_independent(problem: Problem) -> bool:
     return square and bool(np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9))
 
 
-def proven(problem: Problem, Lambda: Array) -> Found:
+def tolerable_correlation(
+    problem: Problem, neurons: Neurons, Lambda: np.ndarray, tol: float
+) -> float:
+    """Return about the largest bound on all correlations that proves a relative gap of `tol`."""
+    primal, low, high = problem.objective(neurons), 1.0, 4.0
+    for _ in range(20):
+        middle = 0.5 * (low + high)
+        gap = relative_gap(primal, problem.dual_value(Lambda, middle * problem.alpha))
+        low, high = (middle, high) if gap <= tol else (low, middle)
+    return low * problem.alpha
+
+
+def bounded_by_cones(
+    problem: Problem,
+    Lambda: Array,
+    *,
+    known: np.ndarray,
+    wanted: float = 0.0,
+    closeness: float = 1e-3,
+    n_evaluations: int | None = None,
+) -> Found:
+    """Return the bound that branch and bound over cones has after so many evaluations.
+
+    It may be far above what is attained; see :func:`~sklearn_convexbn.search._proof.prove`.
+
+    Parameters
+    ----------
+    problem : Problem
+    Lambda : ndarray or torch.Tensor of shape (n, C)
+    known : ndarray of shape (k, m)
+        The best directions of a search.
+    wanted : float, default=0.0
+        The proof ends when the bound is at most this,
+    closeness : float, default=1e-3
+        or when it is at most ``1 + closeness`` times the largest value met.
+    n_evaluations : int, default=None
+        None for the small budget of a fit. A million takes 3 to 8 s.
+
+    Returns
+    -------
+    found : Found
+        Without a bound (infinite) where there are several outputs or cells, units of another
+        kind, more than 8 dimensions or 20,000 rows.
+    """
+    from sklearn_convexbn.search._proof import prove
+
+    units = problem.units
+    few = units.n_parameters <= PROOF_DIMENSIONS and units.n_rows <= PROOF_ROWS
+    if not (few and problem.n_weights == 1 and isinstance(units, WhitenedUnits)):
+        return Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
+    if n_evaluations is None:
+        n_evaluations = min(QUICK_EVALUATIONS, int(QUICK_PRODUCTS / units.n_rows))
+    proof = prove(
+        *units.gathered(Lambda),
+        wanted=wanted,
+        closeness=closeness,
+        known=known,
+        n_evaluations=n_evaluations,
+    )
+    return Found(problem.correlations(Lambda, proof.directions), proof.directions, proof.bound)
+
+
+def proven(
+    problem: Problem,
+    Lambda: Array,
+    *,
+    wanted: float | None = None,
+    known: np.ndarray | None = None,
+    n_evaluations: int | None = None,
+) -> Found:
     """Return an upper bound on all correlations that takes seconds at most, if there is one.
 
     Parameters
     ----------
     problem : Problem
     Lambda : ndarray or torch.Tensor of shape (n, C)
+    wanted : float, default=None
+        A bound of this size is good enough. With it, branch and bound over cones is tried where
+        rows are too many to enumerate their arrangements; a larger bound of that kind is left
+        out (:func:`bounded_by_cones` returns it).
+    known : ndarray of shape (k, m), default=None
+        The best directions of a search, for branch and bound over cones.
+    n_evaluations : int, default=None
+        What that may take; None for the small budget of a fit.
 
     Returns
     -------
@@ -98,7 +180,17 @@ def proven(problem: Problem, Lambda: Array) -> Found:
         q = attained / np.maximum(np.linalg.norm(attained, axis=0), 1e-300)
         found = Found(problem.correlations(Lambda, q), q, correlation_bound(problem, L))
     size = units.n_rows, units.n_parameters, problem.n_weights
-    if found.is_tight or not (isinstance(units, WhitenedUnits) and is_affordable(*size)):
+    if found.is_tight or not isinstance(units, WhitenedUnits):
         return found
+    if not is_affordable(*size):
+        if wanted is None:
+            return found
+        known = found.directions if known is None else known
+        cones = bounded_by_cones(
+            problem, Lambda, known=known, wanted=wanted, closeness=0.0, n_evaluations=n_evaluations
+        )
+        # Rounding of what ended the proof aside.
+        enough = cones.bound <= wanted * (1.0 + 1e-9)
+        return found.joined(cones if enough else replace(cones, bound=np.inf))
     value, q = largest_correlation(*units.gathered(Lambda))
     return found.joined(Found(np.array([value]), q[:, None], value))

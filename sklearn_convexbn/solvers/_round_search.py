@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sklearn_convexbn.program._problem import Neurons, Problem
-from sklearn_convexbn.search._bound import Found, proven
+from sklearn_convexbn.search._bound import Found, proven, tolerable_correlation
 from sklearn_convexbn.solvers._base import RunSettings
 from sklearn_convexbn.support._arrays import Array
 
@@ -102,9 +103,11 @@ class RoundSearch:
             return Outcome(found)
         if self.settings.provisional:
             return Outcome(found)
-        bounded = found.joined(proven(self.problem, Lambda))
+        enough = tolerable_correlation(self.problem, neurons, Lambda, self.settings.tol)
+        bounded = found.joined(proven(self.problem, Lambda, wanted=enough, known=found.directions))
         if bounded.proven and (bounded.is_tight or self._passes(neurons, bounded)):
             return Outcome(bounded)
+        found = replace(bounded, bound=np.inf)  # what was met on the way to no proof
         return self._verified(neurons, Lambda, found) if self.n_verify else Outcome(found)
 
     def _searched(self, neurons: Neurons, Lambda: Array, effort: Effort) -> Found:
