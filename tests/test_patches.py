@@ -327,7 +327,7 @@ def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling,
 
 def test_objective_of_the_estimator_is_the_weight_decay_objective(digits):
     X, y = digits
-    model = classifier(alpha=0.03).fit(X, y)
+    model = classifier(alpha=0.03, shrinkage=0.0).fit(X, y)
     norm, v = model.batch_norm_, model.coefs_[1]
     decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
     value = log_loss(y, model.predict_proba(X)) + 0.5 * model.alpha * decay
