@@ -174,7 +174,8 @@ def certify(
         Bound the optimum over the leading directions of X only, as in the estimators. None takes
         as many as an estimator of this package has kept, or else all.
     shrinkage : float, "eps" or "auto", default=None
-        As in the estimators. None takes what an estimator of this package has used, or else 0.
+        As in the estimators. None takes what an estimator of this package has used, or else 0. Its
+        torch module does not know it: pass the estimator's `shrinkage_`.
     fit_intercept : bool, default=None
         Whether the output intercept is part of the problem. None takes an estimator's own
         parameter; for a torch module, whether its last layer has a bias.
