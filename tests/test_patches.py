@@ -329,7 +329,7 @@ def test_torch_module_predicts_the_same_folded_or_not_and_in_train_mode(pooling,
 
 def test_objective_of_the_estimator_is_the_weight_decay_objective(digits):
     X, y = digits
-    model = classifier(alpha=0.03).fit(X, y)
+    model = classifier(alpha=0.03, shrinkage=0.0).fit(X, y)
     norm, v = model.batch_norm_, model.coefs_[1]
     decay = (norm["scale"] ** 2).sum() + (norm["shift"] ** 2).sum() + (v**2).sum()
     value = log_loss(y, model.predict_proba(X)) + 0.5 * model.alpha * decay
@@ -528,7 +528,8 @@ def test_cross_validation_is_that_of_a_grid_search(digits):
     X, y = digits[0][:100].reshape(-1, 8, 8), digits[1][:100] % 2
     alphas, patches = [0.2, 0.05], Patches((8, 8), size=4, stride=4, normalize=True)
     shared = {"patches": patches, "tol": 1e-4, "random_state": 0}
-    model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", **shared).fit(X, y)
+    model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", fold_tol=0.0, **shared)
+    model.fit(X, y)
     search = GridSearchCV(
         ConvexBNClassifier(**shared), {"alpha": alphas}, cv=3, scoring="neg_log_loss"
     ).fit(X.reshape(100, -1), y)
@@ -544,12 +545,13 @@ def test_cross_validation_is_that_of_a_grid_search(digits):
 def test_alpha_max_and_path_of_images(digits):
     X, y = digits[0][:100].reshape(-1, 8, 8), digits[1][:100] % 2
     patches = Patches(size=4, stride=4)
-    largest = alpha_max(X, y, patches=patches, random_state=0)
-    model = ConvexBNClassifier(1.01 * largest, patches=patches, random_state=0).fit(X, y)
+    unshrunk = {"patches": patches, "shrinkage": 0.0, "random_state": 0}
+    largest = alpha_max(X, y, **unshrunk)
+    model = ConvexBNClassifier(1.01 * largest, tol=1e-2, **unshrunk).fit(X, y)
     assert model.n_neurons_ == 0
     assert model.set_params(alpha=0.7 * largest).fit(X, y).n_neurons_ >= 1
     alphas, networks, gaps = convexbn_path(
-        X, y, patches=patches, alphas=[0.5 * largest, 0.2 * largest], tol=1e-3, random_state=0
+        X, y, alphas=[0.5 * largest, 0.2 * largest], tol=1e-3, **unshrunk
     )
     model.set_params(alpha=alphas[1], tol=1e-3).fit(X, y)
     assert gaps.max() <= 1e-3
@@ -605,6 +607,7 @@ def test_objective_of_a_gated_program_is_that_of_its_predictions(digits):
         activation="gated_relu",
         n_gates=16,
         patches=Patches((8, 8), size=4, stride=2),
+        shrinkage=0.0,
         tol=1e-4,
         random_state=0,
     ).fit(X, y)
@@ -694,7 +697,9 @@ def test_certify_reads_torch_modules_of_images():
     images = X.transpose(0, 3, 1, 2)
     for module in (model.to_torch(), model.to_torch(fold=True), model.to_torch().float()):
         for given in (images, torch.as_tensor(images)):
-            found = certify(module, given, y, alpha=0.05, effort=300, random_state=0)
+            found = certify(
+                module, given, y, alpha=0.05, shrinkage="eps", effort=300, random_state=0
+            )
             rel = 1e-9 if module[0].weight.dtype == torch.float64 else 1e-4
             assert found.primal == pytest.approx(expected.primal, rel=rel)
             assert found.dual == pytest.approx(expected.dual, rel=1e-2)
@@ -761,7 +766,7 @@ def test_certify_agrees_with_the_fit_for_our_network_and_for_its_torch_form(pool
     assert own.gap <= 0.02  # the search is another one than that of the fit
     maps = X.reshape(-1, 1, 8, 8)
     for fold in (False, True):
-        other = certify(model.to_torch(fold=fold), maps, y, **arguments)
+        other = certify(model.to_torch(fold=fold), maps, y, shrinkage="eps", **arguments)
         assert other.primal == pytest.approx(model.objective_, rel=1e-9)
         assert other.dual == pytest.approx(own.dual, rel=1e-6)
     assert own.direction.weights.shape == (16,)

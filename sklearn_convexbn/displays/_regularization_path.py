@@ -39,8 +39,6 @@ class RegularizationPathDisplay:
         Training objective.
     n_components_grid : sequence of int, float or None, default=(None,)
         Setting of `n_components` of each line.
-    shrinkage_grid : sequence of float or str, default=None
-        Setting of `shrinkage` of each line, which names it where there are several.
     best_index : tuple of two ints, default=None
         Index of the chosen model among the lines and `alphas`. None marks nothing.
     score_name : str, default="score"

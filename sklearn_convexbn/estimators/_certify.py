@@ -200,13 +200,16 @@ def certify(
         Bound the optimum over the leading directions of X only, as in the estimators. None takes
         as many as an estimator of this package has kept, or else all.
     shrinkage : float, "eps" or "auto", default=None
-        As in the estimators. None takes what an estimator of this package has used, or else 0.
+        As in the estimators. None takes what an estimator of this package has used, or else 0. Its
+        torch module does not know it: pass the estimator's `shrinkage_`.
     fit_intercept : bool, default=None
         Whether the output intercept is part of the problem. None takes an estimator's own
         parameter; for a torch module, whether its last layer has a bias.
     effort : {"quick", "normal", "thorough"} or int, default="thorough"
         How hard the most violated direction is searched for: from 2000, 10,000 or 50,000 random
-        starts, or that many. The network's own units are tried besides.
+        starts, or that many. The network's own units are tried besides. For one output in at most
+        8 dimensions (the directions kept and one) a proof by branch and bound follows, of up to
+        10,000, 100,000 or 1,000,000 evaluations; the last takes several seconds.
     stationarity_tol : float, default=1e-3
         Largest `stationarity_gap` that counts as stationary.
     random_state : int, RandomState instance or None, default=None

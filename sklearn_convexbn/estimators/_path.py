@@ -134,9 +134,9 @@ def alpha_max(
     >>> from sklearn_convexbn import ConvexBNRegressor, alpha_max
     >>> X, y = load_diabetes(return_X_y=True)
     >>> largest = alpha_max(X, y, random_state=0)
-    >>> ConvexBNRegressor(alpha=1.01 * largest, random_state=0).fit(X, y).n_neurons_
+    >>> ConvexBNRegressor(alpha=1.01 * largest, tol=1e-3, random_state=0).fit(X, y).n_neurons_
     0
-    >>> ConvexBNRegressor(alpha=0.9 * largest, random_state=0).fit(X, y).n_neurons_
+    >>> ConvexBNRegressor(alpha=0.9 * largest, tol=1e-3, random_state=0).fit(X, y).n_neurons_
     1
     """
     values = {

@@ -218,7 +218,7 @@ def state_problem(
             weights,
             n_components=n_components,
             shrinkage=shrinkage,
-            by_column=data.patches is None,
+            by_column=_is_dense(data),
             shards=data.shards,
         )
     k = whitening.n_components + 1
@@ -247,6 +247,11 @@ def state_problem(
     return problem, whitening
 
 
+def _is_dense(data: TrainingData) -> bool:
+    """Return whether units see whole rows, whose columns may have units of their own."""
+    return data.patches is None or data.patches.is_whole
+
+
 def _cut(rows: Rows, patches: PatchGrid | None) -> RowBlocks:
     """Return rows, or the patches of rows that are images."""
     return rows if patches is None else patches.rows(rows)
@@ -268,7 +273,7 @@ def decomposed(data: TrainingData, settings: Sequence[TrainingSettings]) -> Deco
         _cut(data.rows.on_cpu(), data.patches),
         weights,
         [(each.n_components, each.shrinkage) for each in settings],
-        by_column=data.patches is None,
+        by_column=_is_dense(data),
         shards=data.shards,
     )
 

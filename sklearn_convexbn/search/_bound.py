@@ -20,6 +20,7 @@ PROOF_DIMENSIONS, PROOF_ROWS = 8, 20_000
 #: Evaluations that a proof may take in a fit, and their products with rows.
 QUICK_EVALUATIONS, QUICK_PRODUCTS = 10_000, 1.0e7
 
+
 @dataclass(frozen=True)
 class Found:
     """Values (S,) of units (k, S) of norm one, and what is known of all units.
@@ -78,9 +79,7 @@ def rows_are_independent(problem: Problem) -> bool:
     return square and bool(np.allclose(problem.spectrum, 1.0, rtol=0.0, atol=1e-9))
 
 
-def tolerable_correlation(
-    problem: Problem, neurons: Neurons, Lambda: np.ndarray, tol: float
-) -> float:
+def tolerable_correlation(problem: Problem, neurons: Neurons, Lambda: Array, tol: float) -> float:
     """Return about the largest bound on all correlations that proves a relative gap of `tol`."""
     primal, low, high = problem.objective(neurons), 1.0, 4.0
     for _ in range(20):

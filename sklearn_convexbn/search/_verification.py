@@ -88,9 +88,7 @@ def independent_search(
     for first in range(0, n_starts, STARTS_A_PART):
         count = min(STARTS_A_PART, n_starts - first)
         is_last = first + count == n_starts
-        effort = Effort(
-            count, n_relatives, STEPS, n_generations if is_last else 0, polished=True
-        )
+        effort = Effort(count, n_relatives, STEPS, n_generations if is_last else 0, polished=True)
         values, directions = search(Lambda, known if first == 0 else known[:, :0], effort)
         parts.append(Found(values, directions))
         ends.append(directions[:, :count])
