@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
-#: Refits of several outputs are as accurate as this part of the gap so far.
-REFIT_SHARE = 0.02
+#: Refits of several outputs are as accurate as these parts of the gap so far: the first one of a
+#: round, whose weights the slide goes on to change, and the last one.
+FIRST_REFIT_SHARE, LAST_REFIT_SHARE = 0.2, 0.05
 
 #: The slide's products are in float32 from this tolerance on, whatever the rows are stored in.
 COMPACT_TOLERANCE = 1e-3
@@ -123,10 +124,10 @@ class Pursuit(Solver):
         self, problem: Problem, training: _TorchProblem, neurons: Neurons, gap: float
     ) -> Neurons:
         """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
-        neurons = refit(training, neurons, tol=REFIT_SHARE * gap)
+        neurons = refit(training, neurons, tol=FIRST_REFIT_SHARE * gap)
         neurons = slide(training, neurons, n_steps=self.n_slide_steps)
         neurons = merge_equal_units(problem, neurons)
-        return refit(training, neurons, tol=REFIT_SHARE * gap)
+        return refit(training, neurons, tol=LAST_REFIT_SHARE * gap)
 
     def _search(
         self,
