@@ -16,23 +16,25 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy import optimize
 
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
 from sklearn_convexbn.solvers._round_search import RoundSearch, gap_left
+from sklearn_convexbn.solvers._slide import of_norm_one, slide
 from sklearn_convexbn.support._compat import Interval, StrOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sklearn_convexbn.program.units._base import Units
-
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
-#: Refits of several outputs are as accurate as this part of the gap so far.
-REFIT_SHARE = 0.02
+#: Refits of several outputs are as accurate as these parts of the gap so far: the first one of a
+#: round, whose weights the slide goes on to change, and the last one.
+FIRST_REFIT_SHARE, LAST_REFIT_SHARE = 0.2, 0.05
+
+#: The slide's products are in float32 from this tolerance on, whatever the rows are stored in.
+COMPACT_TOLERANCE = 1e-3
 
 
 class Pursuit(Solver):
@@ -91,7 +93,7 @@ class Pursuit(Solver):
     def iterates(self, problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
         from sklearn_convexbn.search._search import distinct_violators
 
-        training = _TorchProblem(problem, settings.device)
+        training = _TorchProblem(problem, settings.device, settings.tol)
         search = RoundSearch(
             problem,
             training.units,
@@ -128,19 +130,24 @@ class Pursuit(Solver):
         self, problem: Problem, training: _TorchProblem, neurons: Neurons, gap: float
     ) -> Neurons:
         """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
-        neurons = refit(training, neurons, tol=REFIT_SHARE * gap)
+        neurons = refit(training, neurons, tol=FIRST_REFIT_SHARE * gap)
         neurons = slide(training, neurons, n_steps=self.n_slide_steps)
         neurons = merge_equal_units(problem, neurons)
-        return refit(training, neurons, tol=REFIT_SHARE * gap)
+        return refit(training, neurons, tol=LAST_REFIT_SHARE * gap)
 
 
 class _TorchProblem:
-    """The problem's tensors; arrays go to a torch device, rows as they are stored."""
+    """The problem's tensors; arrays go to a torch device, rows as they are stored.
 
-    def __init__(self, problem: Problem, device: str) -> None:
+    The slide's products are in float32 where a relative gap of `tol` allows it.
+    """
+
+    def __init__(self, problem: Problem, device: str, tol: float = 0.0) -> None:
         import torch
 
         self.units = problem.units.on(device)
+        compact = tol >= COMPACT_TOLERANCE
+        self.precision = torch.float32 if compact else self.units.precision
         self.Y = torch.as_tensor(problem.Y, device=self.units.device)
         self.p = torch.as_tensor(problem.p, device=self.units.device)
         self.problem = problem
@@ -193,48 +200,6 @@ def refit(
     return Neurons(neurons.directions[keep], output[keep], b.cpu().numpy())
 
 
-def slide(training: _TorchProblem, neurons: Neurons, *, n_steps: int) -> Neurons:
-    """Lower the objective by L-BFGS on all (q_j, v_j) and b; never raises it.
-
-    At balanced scales |q_j| = |v_j| the smooth regularizer ``alpha/2 (|q|^2 + |v|^2)`` equals
-    ``alpha |q| |v|``, and it is an upper bound on it everywhere.
-    """
-    problem, m = training.problem, len(neurons)
-    if m == 0:
-        return neurons
-    units, C = training.units, problem.n_weights
-    k = units.n_parameters
-    root = np.sqrt(np.linalg.norm(neurons.weights, axis=1))[:, None]
-    start = np.concatenate(
-        [(neurons.directions * root).ravel(), (neurons.weights / root).ravel(), neurons.intercept]
-    )
-
-    def unpack(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        q, v = x[: m * k].reshape(m, k), x[m * k : m * (k + C)].reshape(m, C)
-        return q, v, x[m * (k + C) :]
-
-    def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        q, v, _ = unpack(x)
-        Q, V, b = (training.tensor(part).to(units.precision) for part in unpack(x))
-        value, dQ, dV, db = units.loss(problem.loss, training.Y, training.p, Q.T.contiguous(), V, b)
-        parts = [dQ.T, dV, db * float(problem.fit_intercept)]
-        gradient = np.concatenate([part.double().cpu().numpy().ravel() for part in parts])
-        penalty, slopes = units.penalty(q.T)
-        gradient[: m * k] += problem.alpha * slopes.T.ravel()
-        gradient[m * k : m * (k + C)] += problem.alpha * v.ravel()
-        return value + problem.alpha * (penalty + 0.5 * float((v * v).sum())), gradient
-
-    found = optimize.minimize(
-        value_and_gradient,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": n_steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-12},
-    )
-    moved = _of_norm_one(units, *unpack(found.x))
-    return moved if problem.objective(moved) <= problem.objective(neurons) else neurons
-
-
 def merge_equal_units(problem: Problem, neurons: Neurons) -> Neurons:
     """Merge neurons that are active on the same rows and share their output direction.
 
@@ -250,12 +215,4 @@ def merge_equal_units(problem: Problem, neurons: Neurons) -> Neurons:
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     q = np.zeros((len(first), neurons.directions.shape[1]))
     np.add.at(q, group.ravel(), mass * neurons.directions)
-    return _of_norm_one(problem.units, q, outputs[first], neurons.intercept)
-
-
-def _of_norm_one(units: Units, q: np.ndarray, v: np.ndarray, b: np.ndarray) -> Neurons:
-    """Return neurons of units q_j (m, k) and output weights v_j of any size, without zero ones."""
-    norms = units.norms(q.T)
-    keep = (norms > 0) & (np.linalg.norm(v, axis=1) > 0)
-    q, v, norms = q[keep], v[keep], norms[keep, None]
-    return Neurons(q / norms, v * norms, b)
+    return of_norm_one(problem.units, q, outputs[first], neurons.intercept)
