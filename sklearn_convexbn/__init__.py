@@ -20,8 +20,9 @@ from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
 from sklearn_convexbn.estimators._robustness import certified_radius, lipschitz_bound
 from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
+from sklearn_convexbn.support._versions import show_versions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ConvergenceDisplay",
@@ -41,4 +42,5 @@ __all__ = [
     "lipschitz_bound",
     "replace_head",
     "row_shards",
+    "show_versions",
 ]
