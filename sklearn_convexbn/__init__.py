@@ -14,6 +14,7 @@ from sklearn_convexbn.displays import (
 )
 from sklearn_convexbn.estimators._certify import certify
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn.estimators._export import export_int8
 from sklearn_convexbn.estimators._heads import replace_head
 from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
@@ -39,6 +40,7 @@ __all__ = [
     "certified_radius",
     "certify",
     "convexbn_path",
+    "export_int8",
     "lipschitz_bound",
     "replace_head",
     "row_shards",

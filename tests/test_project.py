@@ -115,7 +115,7 @@ def test_no_modules_import_each_other_within_a_folder():
 def public_objects():
     for name in ("alpha_max", "certify", "convexbn_path", "replace_head", "row_shards"):
         yield f"sklearn_convexbn.{name}"
-    for name in ("certified_radius", "lipschitz_bound", "show_versions"):
+    for name in ("certified_radius", "export_int8", "lipschitz_bound", "show_versions"):
         yield f"sklearn_convexbn.{name}"
     for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
         yield f"sklearn_convexbn.{name}"

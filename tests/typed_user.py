@@ -19,6 +19,7 @@ from sklearn_convexbn import (
     certified_radius,
     certify,
     convexbn_path,
+    export_int8,
     lipschitz_bound,
     replace_head,
     row_shards,
@@ -62,5 +63,6 @@ losses: list[Loss] = [SquaredError(), Huber(), Quantile(), Poisson(), LogLoss()]
 solvers = [CVXPY(), FISTA(), ClosedForm(), make_solver("pursuit")]
 for display in (ConvergenceDisplay, RegularizationPathDisplay, SpectrumDisplay):
     display.from_estimator(regressor).plot()
+export_int8(classifier, X, "model.onnx")
 show_versions()
 version: str = sklearn_convexbn.__version__
