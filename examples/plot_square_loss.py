@@ -111,7 +111,7 @@ print(f"gaps of these fits, estimated: at most {100 * max(gaps):.0f} %")
 plt.show()
 
 # %%
-# Accuracies are within 1.5 points, which is one test row of each set. The least margins (the lowest tenth) are as large or a little larger. Better
-# calibration is not seen: outputs of the square loss are drawn towards the middle by ``alpha``, its
-# curves are steeper than the diagonal, and the Brier score of the cross-entropy is the smaller one
-# on all four sets.
+# Accuracies are within 1.5 points, which is one test row of each set. The least margins (the lowest
+# tenth) are as large or a little larger. Better calibration is not seen: outputs of the square loss
+# are drawn towards the middle by ``alpha``, its curves are steeper than the diagonal, and the Brier
+# score of the cross-entropy is the smaller one on all four sets.
