@@ -20,7 +20,7 @@ OLDEST_PYTHON ?= python3.11
 NEWEST := .venv-newest
 NEWEST_PYTHON ?= $(PYTHON)
 
-.PHONY: demo test test-kernels test-range test-oldest test-newest lint docs bench study clean
+.PHONY: demo test test-kernels test-range test-oldest test-newest lint docs dist bench study clean
 
 demo: $(VENV)/.installed
 	MPLBACKEND=Agg $(BIN)/python examples/plot_digits.py
@@ -52,10 +52,19 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent tests/typed_user.py
 
 # DOCSFLAGS="-D plot_gallery=0" leaves the examples unexecuted.
 docs: $(VENV)/.installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going $(DOCSFLAGS) docs docs/_build/html
+
+# Wheel and sdist, their contents, and the wheel used from an empty environment that finds the
+# dependencies in .venv; DISTFLAGS=--dependencies installs them afresh.
+dist: $(VENV)/.installed-release
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/check_dist.py dist $(DISTFLAGS)
 
 # Beside the results that are kept, not over them; a stopped run goes on.
 bench: $(VENV)/.installed-bench
@@ -90,6 +99,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
 	$(INSTALL) -e ".[lint]"
+	touch $@
+
+$(VENV)/.installed-release: $(VENV)/.installed
+	$(INSTALL) -e ".[release]"
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -14,14 +14,16 @@ from sklearn_convexbn.displays import (
 )
 from sklearn_convexbn.estimators._certify import certify
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
+from sklearn_convexbn.estimators._export import export_int8
 from sklearn_convexbn.estimators._heads import replace_head
 from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
 from sklearn_convexbn.estimators._robustness import certified_radius, lipschitz_bound
 from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
+from sklearn_convexbn.support._versions import show_versions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ConvergenceDisplay",
@@ -38,7 +40,9 @@ __all__ = [
     "certified_radius",
     "certify",
     "convexbn_path",
+    "export_int8",
     "lipschitz_bound",
     "replace_head",
     "row_shards",
+    "show_versions",
 ]

@@ -434,7 +434,9 @@ def test_guide_runs_as_written(tmp_path, monkeypatch):
         for block in guide_blocks():
             if exports or "torch.onnx" not in block:
                 exec(block, names)
-    written = {"model.joblib", "model.skops"} | ({"model.onnx"} if exports else set())
+    written = {"model.joblib", "model.skops", "model_int8.onnx"} | (
+        {"model.onnx"} if exports else set()
+    )
     assert {path.name for path in tmp_path.iterdir()} == written
 
 

@@ -1,6 +1,7 @@
 """The package as a whole: imports, layering, documents and docstrings."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sklearn_convexbn import solvers
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sklearn_convexbn"
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def run_python(code, *options):
@@ -113,7 +115,7 @@ def test_no_modules_import_each_other_within_a_folder():
 def public_objects():
     for name in ("alpha_max", "certify", "convexbn_path", "replace_head", "row_shards"):
         yield f"sklearn_convexbn.{name}"
-    for name in ("certified_radius", "lipschitz_bound"):
+    for name in ("certified_radius", "export_int8", "lipschitz_bound", "show_versions"):
         yield f"sklearn_convexbn.{name}"
     for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
         yield f"sklearn_convexbn.{name}"
@@ -146,8 +148,37 @@ def test_public_docstrings_are_numpydoc(name):
     assert errors == []
 
 
-def test_version_is_that_of_the_changelog():
-    assert f"## {sklearn_convexbn.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+def test_version_is_that_of_the_changelog_and_the_citation():
+    version = sklearn_convexbn.__version__
+    sections = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert sections[0] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_show_versions_names_every_dependency(capsys):
+    sklearn_convexbn.show_versions()
+    printed = capsys.readouterr().out
+    needed = re.findall(r'^    "([a-z-]+)>=', PYPROJECT.partition("optional")[0], flags=re.M)
+    assert len(needed) == 6
+    for name in ("python", "CUDA", *needed):
+        assert re.search(rf"^ +{name}: \S", printed, flags=re.M), name
+    assert f"sklearn-convexbn: {sklearn_convexbn.__version__}\n" in printed
+
+
+def test_strict_type_checking_accepts_a_users_script():
+    pytest.importorskip("mypy", reason="mypy comes with the extra lint")
+    script = ROOT / "tests" / "typed_user.py"
+    names = set(re.findall(r"\w+", script.read_text()))
+    assert set(sklearn_convexbn.__all__) <= names
+    options = ("--strict", "--follow-imports=silent", "--cache-dir", os.devnull)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_unknown_public_name_raises_attribute_error():

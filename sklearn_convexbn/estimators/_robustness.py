@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from numbers import Real
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from scipy import sparse
@@ -33,6 +33,10 @@ MAX_DENSE_NUMBERS = 2**27
 CONSTRAINTS: dict[str, list[Any]] = {"radius": [Interval(Real, 0, None, closed="left")]}
 
 
+@overload
+def lipschitz_bound(network: Any, X: None = None, *, radius: float = 0.0) -> float: ...
+@overload
+def lipschitz_bound(network: Any, X: Any, *, radius: float = 0.0) -> np.ndarray: ...
 @plain_torch()
 def lipschitz_bound(network: Any, X: Any = None, *, radius: float = 0.0) -> float | np.ndarray:
     """Bound how fast a network's output can change, rigorously.

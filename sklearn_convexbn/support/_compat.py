@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.metrics import make_scorer
@@ -23,14 +23,17 @@ from sklearn.utils.validation import _check_method_params, _check_sample_weight
 
 from sklearn_convexbn.support._arrays import as_numpy
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import CallbackSupportMixin
+    from sklearn.callback import with_callbacks as _with_callbacks
 except ImportError:  # scikit-learn < 1.9 has no callbacks
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Stands for scikit-learn's class of this name; supports nothing."""
 
-    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the method as it is."""
         return method
 
@@ -54,6 +57,12 @@ __all__ = [
 #: Pages that scikit-learn's HTML display of an estimator links to, as its `_doc_link_template`.
 #: Empty means no links: the documentation has no public address yet. Its own build sets one.
 DOCUMENTATION_PAGES = ""
+
+
+def with_callbacks(method: Method) -> Method:
+    """Return a fit that scikit-learn's callbacks follow, where it has them; its type stays."""
+    decorated: Method = _with_callbacks(method)
+    return decorated
 
 
 def documented_name(estimator: Any) -> dict[str, str]:
