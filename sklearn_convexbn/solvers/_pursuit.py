@@ -21,6 +21,7 @@ from scipy import optimize
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.search._bound import THOROUGH_GENERATIONS, Found, proven
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.solvers._thinning import thinned
 from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._compat import Interval
 
@@ -110,8 +111,9 @@ class Pursuit(Solver):
             Lambda = problem.dual_point(F)
             found = self._search(problem, neurons, Lambda, search, settings)
             yield Iterate(neurons, largest_correlation=found.largest, proven=found.proven)
+            signatures = training.units.signatures(found.directions)
             new = distinct_violators(
-                found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
+                found.values, signatures, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, found.directions[:, new].T)
             gap = max(_gap(problem, neurons, found), settings.tol)
@@ -123,7 +125,7 @@ class Pursuit(Solver):
         """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
         neurons = refit(training, neurons, tol=REFIT_SHARE * gap)
         neurons = slide(training, neurons, n_steps=self.n_slide_steps)
-        neurons = merge_equal_units(problem, neurons)
+        neurons = thinned(problem, merge_equal_units(problem, neurons))
         return refit(training, neurons, tol=REFIT_SHARE * gap)
 
     def _search(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +89,27 @@ class Units(ABC):
         """Return half the sum of the squared norms of units Q (k, m), and its gradient."""
         return 0.5 * float((Q * Q).sum()), Q
 
+    def step(self, Q: Tensor, gradient: Tensor, lengths: Tensor) -> Tensor:
+        """Return units (k, m) of norm one after an ascent step from units Q (k, m) of norm one.
+
+        `gradient` is that of :meth:`ascent`; `lengths` (m,) are those of the steps.
+        """
+        return self.unit(Q + lengths * self.unit(gradient))
+
+    def signatures(self, Q: np.ndarray) -> np.ndarray:
+        """Return unit columns (any, m) for units Q (k, m) of norm one, by which they are told apart.
+
+        Of those with a cosine near one, a search keeps the best only.
+        """
+        return Q
+
+    def thinner(self, Q: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield units (k, m) near units Q (k, m) of norm one with more and more zeros.
+
+        Their norms are at most one. Kinds of units whose norm is smooth have none to offer.
+        """
+        return iter(())
+
     # ------------------------------------------------------------------------ sums over rows
 
     @abstractmethod
@@ -140,9 +161,12 @@ class Units(ABC):
 
     @abstractmethod
     def starts(
-        self, count: int, draw: Draw, random_state: np.random.RandomState
+        self, count: int, draw: Draw, random_state: np.random.RandomState, known: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return fresh starts of an ascent (k, count) and the lengths (count,) of first steps."""
+        """Return fresh starts of an ascent (k, count) and the lengths (count,) of first steps.
+
+        Parts of the units `known` (k, any) so far may be put together anew in them.
+        """
 
     @abstractmethod
     def relatives(
