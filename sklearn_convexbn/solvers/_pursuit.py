@@ -21,7 +21,7 @@ from scipy import optimize
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.search._bound import THOROUGH_GENERATIONS, Found, proven
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
-from sklearn_convexbn.solvers._thinning import thinned
+from sklearn_convexbn.solvers._orthant_slide import orthant_slide
 from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._compat import Interval
 
@@ -124,8 +124,9 @@ class Pursuit(Solver):
     ) -> Neurons:
         """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
         neurons = refit(training, neurons, tol=REFIT_SHARE * gap)
-        neurons = slide(training, neurons, n_steps=self.n_slide_steps)
-        neurons = thinned(problem, merge_equal_units(problem, neurons))
+        move = orthant_slide if training.units.has_l1_norm else slide
+        neurons = move(training, neurons, n_steps=self.n_slide_steps)
+        neurons = merge_equal_units(problem, neurons)
         return refit(training, neurons, tol=REFIT_SHARE * gap)
 
     def _search(

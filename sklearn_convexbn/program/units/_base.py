@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,8 @@ class Units(ABC):
         That rows are stored in.
     is_flat : bool
         Whether all rows are stored here and each is a sample.
+    has_l1_norm : bool
+        Whether the norm is the sum of the sizes of the parameters, most of which are then zero.
     """
 
     shards: Shards
@@ -74,6 +76,7 @@ class Units(ABC):
     device: Any
     precision: Any
     is_flat: bool
+    has_l1_norm: bool = False
 
     # -------------------------------------------------------------------- parameters and norm
 
@@ -97,18 +100,18 @@ class Units(ABC):
         return self.unit(Q + lengths * self.unit(gradient))
 
     def signatures(self, Q: np.ndarray) -> np.ndarray:
-        """Return unit columns (any, m) for units Q (k, m) of norm one, by which they are told apart.
+        """Return unit columns (any, m) that tell units Q (k, m) of norm one apart.
 
         Of those with a cosine near one, a search keeps the best only.
         """
         return Q
 
-    def thinner(self, Q: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield units (k, m) near units Q (k, m) of norm one with more and more zeros.
+    def simplified(self, Q: np.ndarray) -> np.ndarray:
+        """Return units (k, m) of the same activations on all rows, with norms that are no larger.
 
-        Their norms are at most one. Kinds of units whose norm is smooth have none to offer.
+        Kinds of units may drop parts of Q (k, m) that make no difference.
         """
-        return iter(())
+        return Q
 
     # ------------------------------------------------------------------------ sums over rows
 

@@ -27,7 +27,7 @@ from sklearn_convexbn.program.units._activations import (
     ComputedActivations,
     StoredActivations,
 )
-from sklearn_convexbn.program.units._base import Draw, Units, column_norms, unit_columns
+from sklearn_convexbn.program.units._base import Draw, Units, unit_columns
 from sklearn_convexbn.program.units._blocks import row_slices
 from sklearn_convexbn.support._arrays import Array, as_numpy, is_tensor
 from sklearn_convexbn.support._sharding import ALL_HERE
@@ -46,12 +46,6 @@ SIGNATURE_ROWS = 256
 
 #: Activations of up to this many bytes are stored while output weights are refitted.
 STORED_BYTES = 2**27
-
-#: ``|t|`` is ``sqrt(t^2 + SMOOTHING^2) - SMOOTHING`` where derivatives are needed at zero.
-SMOOTHING = 1e-4
-
-#: Parameters of a unit of norm one up to these may be set to zero.
-THRESHOLDS = (1e-3, 3e-3, 1e-2)
 
 
 class PathUnits(Units):
@@ -244,8 +238,8 @@ class PathUnits(Units):
 
     def _directions_in(self, Q: np.ndarray) -> np.ndarray:
         """Return the directions (k, any), of length one, of the parts of units Q (K, m)."""
-        parts = Q.reshape(self.inner_width + 1, self.n_inputs, Q.shape[1]).transpose(1, 0, 2)
-        parts = parts.reshape(self.n_inputs, -1)
+        parts = Q.reshape(self.inner_width + 1, self.n_inputs, Q.shape[1])
+        parts = np.hstack(list(parts))
         lengths = np.linalg.norm(parts, axis=0)
         return parts[:, lengths > NEGLIGIBLE_PART] / lengths[lengths > NEGLIGIBLE_PART]
 
@@ -269,6 +263,8 @@ class PathUnits(Units):
 class L1PathUnits(PathUnits):
     """The same with the l1 norm of all paths, which sets most of them to zero."""
 
+    has_l1_norm = True
+
     def norms(self, Q: np.ndarray) -> np.ndarray:
         return np.abs(Q).sum(axis=0)
 
@@ -276,10 +272,8 @@ class L1PathUnits(PathUnits):
         return Q / Q.abs().sum(dim=0).clamp_min_(1e-12)
 
     def penalty(self, Q: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return half the sum of the squared norms, smoothed at zero, and its gradient."""
-        smooth = np.sqrt(Q * Q + SMOOTHING**2)
-        norms = (smooth - SMOOTHING).sum(axis=0)
-        return 0.5 * float(norms @ norms), norms * (Q / smooth)
+        norms = self.norms(Q)
+        return 0.5 * float(norms @ norms), norms * np.sign(Q)
 
     def step(self, Q: Tensor, gradient: Tensor, lengths: Tensor) -> Tensor:
         """Step along the gradient of the ratio to the norm; parameters stop where they reach zero.
@@ -294,15 +288,8 @@ class L1PathUnits(PathUnits):
         moved = unit_columns(Q).add_(lengths * unit_columns(rise))
         return self.unit(torch.where(moved * side < 0.0, 0.0, moved))
 
-    def thinner(self, Q: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield units of the same values on all rows, and these without small parameters."""
-        same = self._without_idle_parts(Q)
-        yield same
-        for threshold in THRESHOLDS:
-            yield np.where(np.abs(same) <= threshold, 0.0, same)
-
-    def _without_idle_parts(self, Q: np.ndarray) -> np.ndarray:
-        """Return units (K, m) of the same values on all rows, with fewer inner units.
+    def simplified(self, Q: np.ndarray) -> np.ndarray:
+        """Return units (K, m) of the same activations on all rows, with fewer inner units.
 
         An inner unit that is active on no row is zero there, one that is active on all of them
         linear, and two that are active on the same rows, with the same sign, are one. By the
@@ -319,8 +306,8 @@ class L1PathUnits(PathUnits):
             on = as_numpy(H > 0.0)
             somewhere |= on.any(axis=1)
             everywhere &= on.all(axis=1)
-            for found, (i, j) in zip(equal, pairs, strict=True):
-                found &= (on[i] == on[j]).all(axis=0)
+            for same, (i, j) in zip(equal, pairs, strict=True):
+                np.logical_and(same, (on[i] == on[j]).all(axis=0), out=same)
         parts = Q.copy().reshape(self.inner_width + 1, self.n_inputs, Q.shape[1])
         for inner, some, every, sign in zip(parts, somewhere, everywhere, self.signs, strict=False):
             parts[-1] += np.where(every, sign * inner, 0.0)
