@@ -9,6 +9,7 @@ of networks trained elsewhere.
 from sklearn_convexbn.data._patches import Patches
 from sklearn_convexbn.displays import (
     ConvergenceDisplay,
+    FeatureWeightsDisplay,
     RegularizationPathDisplay,
     SpectrumDisplay,
 )
@@ -17,6 +18,7 @@ from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBN
 from sklearn_convexbn.estimators._heads import replace_head
 from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
+from sklearn_convexbn.estimators._path_net import PathNetClassifier, PathNetRegressor
 from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
 
@@ -29,7 +31,10 @@ __all__ = [
     "ConvexBNRegressor",
     "ConvexBNRegressorCV",
     "ConvexBNTransformer",
+    "FeatureWeightsDisplay",
     "Patches",
+    "PathNetClassifier",
+    "PathNetRegressor",
     "RegularizationPathDisplay",
     "SpectrumDisplay",
     "__version__",

@@ -113,7 +113,12 @@ def test_no_modules_import_each_other_within_a_folder():
 def public_objects():
     for name in ("alpha_max", "certify", "convexbn_path", "replace_head", "row_shards"):
         yield f"sklearn_convexbn.{name}"
-    for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
+    for name in (
+        "ConvergenceDisplay",
+        "FeatureWeightsDisplay",
+        "RegularizationPathDisplay",
+        "SpectrumDisplay",
+    ):
         yield f"sklearn_convexbn.{name}"
         for method in ("from_estimator", "plot"):
             yield f"sklearn_convexbn.{name}.{method}"
@@ -121,6 +126,10 @@ def public_objects():
         yield f"sklearn_convexbn.{name}"
         yield f"sklearn_convexbn.{name}.fit"
     yield "sklearn_convexbn.Patches"
+    for name in ("PathNetRegressor", "PathNetClassifier"):
+        yield f"sklearn_convexbn.{name}"
+        for method in ("fit", "predict", "to_torch"):
+            yield f"sklearn_convexbn.{name}.{method}"
     for name in ("ConvexBNRegressor", "ConvexBNClassifier"):
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):
