@@ -19,6 +19,7 @@ from sklearn_convexbn.estimators._heads import replace_head
 from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
 from sklearn_convexbn.estimators._path_net import PathNetClassifier, PathNetRegressor
+from sklearn_convexbn.estimators._path_net_cv import PathNetClassifierCV, PathNetRegressorCV
 from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
 
@@ -34,7 +35,9 @@ __all__ = [
     "FeatureWeightsDisplay",
     "Patches",
     "PathNetClassifier",
+    "PathNetClassifierCV",
     "PathNetRegressor",
+    "PathNetRegressorCV",
     "RegularizationPathDisplay",
     "SpectrumDisplay",
     "__version__",

@@ -13,7 +13,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_convexbn import FeatureWeightsDisplay, PathNetClassifier, PathNetRegressor
+from sklearn_convexbn import (
+    FeatureWeightsDisplay,
+    PathNetClassifier,
+    PathNetClassifierCV,
+    PathNetRegressor,
+    PathNetRegressorCV,
+)
 from sklearn_convexbn.fit._path_training import alphas_down_to
 
 ESTIMATORS = [
@@ -22,6 +28,8 @@ ESTIMATORS = [
     PathNetRegressor(alpha=0.1, norm="l2"),
     PathNetClassifier(alpha=0.1),
     PathNetClassifier(alpha=0.1, loss="squared_error", class_weight="balanced"),
+    PathNetRegressorCV([0.3, 0.1], cv=2),
+    PathNetClassifierCV([0.3, 0.1], cv=2),
 ]
 
 
@@ -152,7 +160,7 @@ def test_torch_and_pickle_give_the_same_predictions(friedman, fitted):
     assert [type(layer).__name__ for layer in module] == ["Linear", "ReLU"] * 2 + ["Linear"]
     with torch.no_grad():
         np.testing.assert_allclose(module(torch.as_tensor(X))[:, 0], fitted.predict(X), rtol=1e-9)
-    again = pickle.loads(pickle.dumps(fitted))  # noqa: S301 - our own
+    again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
     empty = PathNetRegressor(alpha=100.0, random_state=0).fit(X, y)
     assert empty.n_neurons_ == 0
@@ -207,7 +215,7 @@ def test_constant_columns_and_targets():
 )
 def test_bad_parameters_leave_the_estimator_as_it_was(friedman, fitted, parameters, message):
     X, y = friedman
-    model = pickle.loads(pickle.dumps(fitted)).set_params(**parameters)  # noqa: S301
+    model = pickle.loads(pickle.dumps(fitted)).set_params(**parameters)
     before = dict(vars(model))
     with pytest.raises(ValueError, match=message):
         model.fit(X[:, :5], y)
@@ -246,3 +254,28 @@ def test_feature_weights_display(friedman, fitted):
     with pytest.raises(ValueError, match="max_features"):
         display.plot(max_features=0)
     pyplot.close("all")
+
+
+def test_cross_validation_follows_the_path_and_chooses_the_best(friedman):
+    X, y = friedman
+    model = PathNetRegressorCV(3, eps=0.1, cv=3, random_state=0).fit(X, y)
+    np.testing.assert_allclose(model.alphas_, 0.01 * np.geomspace(1, 0.1, 3))
+    assert model.mse_path_.shape == (3, 3)
+    assert model.best_index_ == model.mse_path_.mean(axis=1).argmin()
+    assert model.alpha_ == model.alphas_[model.best_index_]
+    plain = PathNetRegressor(model.alpha_, random_state=0).fit(X, y)
+    assert model.objective_ == pytest.approx(plain.objective_, rel=model.tol)
+    again = PathNetRegressorCV(3, eps=0.1, cv=3, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_cross_validated_classifier_scores_by_what_is_asked_for():
+    X, y = make_classification(100, random_state=0)
+    model = PathNetClassifierCV([0.3, 0.05], cv=3, scoring="neg_log_loss", random_state=0)
+    model.fit(X, y)
+    assert (model.scores_ < 0).all()
+    assert model.alpha_ == 0.05
+    with pytest.raises(ValueError, match="strictly descending"):
+        PathNetClassifierCV([0.1, 0.3]).fit(X, y)
+    with pytest.raises(ValueError, match="lack classes"):
+        PathNetClassifierCV([0.3], cv=[(np.flatnonzero(y == 0), np.arange(100))]).fit(X, y)

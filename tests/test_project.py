@@ -126,6 +126,9 @@ def public_objects():
         yield f"sklearn_convexbn.{name}"
         yield f"sklearn_convexbn.{name}.fit"
     yield "sklearn_convexbn.Patches"
+    for name in ("PathNetRegressorCV", "PathNetClassifierCV"):
+        yield f"sklearn_convexbn.{name}"
+        yield f"sklearn_convexbn.{name}.fit"
     for name in ("PathNetRegressor", "PathNetClassifier"):
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):

@@ -5,4 +5,9 @@ from sklearn_convexbn.displays._feature_weights import FeatureWeightsDisplay
 from sklearn_convexbn.displays._regularization_path import RegularizationPathDisplay
 from sklearn_convexbn.displays._spectrum import SpectrumDisplay
 
-__all__ = ["ConvergenceDisplay", "FeatureWeightsDisplay", "RegularizationPathDisplay", "SpectrumDisplay"]
+__all__ = [
+    "ConvergenceDisplay",
+    "FeatureWeightsDisplay",
+    "RegularizationPathDisplay",
+    "SpectrumDisplay",
+]
