@@ -375,11 +375,11 @@ class PathNetClassifierCV(BasePathNetCV, PathNetClassifier):
     cv : int, cross-validation generator or iterable, default=None
         Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
 
-    n_jobs : int or None, default=None
-        Folds trained at a time, by joblib.
-
     scoring : str, callable or None, default=None
         Score to maximise, as in scikit-learn; None is the accuracy.
+
+    n_jobs : int or None, default=None
+        Folds trained at a time, by joblib.
 
     device : str or None, default=None
         Where torch computes.
@@ -445,13 +445,13 @@ class PathNetClassifierCV(BasePathNetCV, PathNetClassifier):
         tol: float = 0.1,
         max_iter: int = 50,
         cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
         n_jobs: int | None = None,
         device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int | bool = 0,
         loss: str | Loss = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
-        scoring: str | Callable[..., float] | None = None,
     ) -> None:
         self.alphas = alphas
         self.eps = eps
