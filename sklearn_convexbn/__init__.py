@@ -9,6 +9,7 @@ of networks trained elsewhere.
 from sklearn_convexbn.data._patches import Patches
 from sklearn_convexbn.displays import (
     ConvergenceDisplay,
+    FeatureWeightsDisplay,
     RegularizationPathDisplay,
     SpectrumDisplay,
 )
@@ -18,6 +19,8 @@ from sklearn_convexbn.estimators._export import export_int8
 from sklearn_convexbn.estimators._heads import replace_head
 from sklearn_convexbn.estimators._model_selection import ConvexBNClassifierCV, ConvexBNRegressorCV
 from sklearn_convexbn.estimators._path import alpha_max, convexbn_path
+from sklearn_convexbn.estimators._path_net import PathNetClassifier, PathNetRegressor
+from sklearn_convexbn.estimators._path_net_cv import PathNetClassifierCV, PathNetRegressorCV
 from sklearn_convexbn.estimators._robustness import certified_radius, lipschitz_bound
 from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
@@ -32,7 +35,12 @@ __all__ = [
     "ConvexBNRegressor",
     "ConvexBNRegressorCV",
     "ConvexBNTransformer",
+    "FeatureWeightsDisplay",
     "Patches",
+    "PathNetClassifier",
+    "PathNetClassifierCV",
+    "PathNetRegressor",
+    "PathNetRegressorCV",
     "RegularizationPathDisplay",
     "SpectrumDisplay",
     "__version__",

@@ -21,6 +21,7 @@ QUICK = {
     "plot_convergence": "excess at most the gap",
     "plot_decision_boundaries": "three rings   ConvexBNClassifier",
     "plot_images": "digits: ",
+    "plot_path_network": "columns used: ",
     "plot_export": "certificate (exact)",
     "plot_replace_head": "Adam's objective is",
     "plot_one_dimensional": "certificate (exact)",

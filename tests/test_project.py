@@ -112,20 +112,37 @@ def test_no_modules_import_each_other_within_a_folder():
     assert len(order) == len(files)
 
 
+FAMILIES = ("ConvexBN", "PathNet")
+
+
 def public_objects():
-    for name in ("alpha_max", "certify", "convexbn_path", "replace_head", "row_shards"):
+    for name in (
+        "alpha_max",
+        "certified_radius",
+        "certify",
+        "convexbn_path",
+        "export_int8",
+        "lipschitz_bound",
+        "replace_head",
+        "row_shards",
+        "show_versions",
+    ):
         yield f"sklearn_convexbn.{name}"
-    for name in ("certified_radius", "export_int8", "lipschitz_bound", "show_versions"):
-        yield f"sklearn_convexbn.{name}"
-    for name in ("ConvergenceDisplay", "RegularizationPathDisplay", "SpectrumDisplay"):
+    for name in (
+        "ConvergenceDisplay",
+        "FeatureWeightsDisplay",
+        "RegularizationPathDisplay",
+        "SpectrumDisplay",
+    ):
         yield f"sklearn_convexbn.{name}"
         for method in ("from_estimator", "plot"):
             yield f"sklearn_convexbn.{name}.{method}"
-    for name in ("ConvexBNRegressorCV", "ConvexBNClassifierCV"):
-        yield f"sklearn_convexbn.{name}"
-        yield f"sklearn_convexbn.{name}.fit"
     yield "sklearn_convexbn.Patches"
-    for name in ("ConvexBNRegressor", "ConvexBNClassifier"):
+    kinds = [f"{family}{kind}" for family in FAMILIES for kind in ("Regressor", "Classifier")]
+    for name in kinds:
+        yield f"sklearn_convexbn.{name}CV"
+        yield f"sklearn_convexbn.{name}CV.fit"
+    for name in kinds:
         yield f"sklearn_convexbn.{name}"
         for method in ("fit", "predict", "to_torch"):
             yield f"sklearn_convexbn.{name}.{method}"

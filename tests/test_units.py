@@ -160,7 +160,7 @@ class LassoUnits(Units):
     def of_rows(self, Lambda, index):
         return Lambda[index]
 
-    def starts(self, count, draw, random_state):
+    def starts(self, count, draw, random_state, known):
         return draw(count), np.full(count, 0.5)
 
     def relatives(self, Lambda, known, count, draw, random_state, *, generation):

@@ -14,7 +14,7 @@ from sklearn.utils import check_array
 from sklearn_convexbn.data._patches import PatchGrid
 from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.data._validation import ACCEPTED_X, validated_rows
-from sklearn_convexbn.estimators._estimators import TIE
+from sklearn_convexbn.estimators._targets import TIE
 from sklearn_convexbn.fit._foreign import Layers, read_network
 from sklearn_convexbn.fit._lipschitz import (
     lipschitz,

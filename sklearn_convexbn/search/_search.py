@@ -124,20 +124,20 @@ def _ascend_together(
         best = torch.where(better, values, best)
         best_Q = torch.where(better, Q, best_Q)
         if i < n_steps:
-            Q = units.unit(Q + first * ratio**i * units.unit(gradient))
+            Q = units.step(Q, gradient, first * ratio**i)
     return best, best_Q
 
 
 def distinct_violators(
-    values: np.ndarray, directions: np.ndarray, threshold: float, *, most: int, cosine: float
+    values: np.ndarray, signatures: np.ndarray, threshold: float, *, most: int, cosine: float
 ) -> np.ndarray:
     """Return the indices of the largest values above `threshold`, pairwise apart.
 
     Parameters
     ----------
     values : ndarray of shape (S,)
-    directions : ndarray of shape (k, S)
-        Unit columns.
+    signatures : ndarray of shape (any, S)
+        Unit columns that tell units apart.
     threshold : float
     most : int
         Largest number to return.
@@ -153,7 +153,7 @@ def distinct_violators(
     for i in np.argsort(-values, kind="stable"):
         if values[i] <= threshold or len(chosen) >= most:
             break
-        if not chosen or (directions[:, chosen].T @ directions[:, i]).max() <= cosine:
+        if not chosen or (signatures[:, chosen].T @ signatures[:, i]).max() <= cosine:
             chosen.append(int(i))
     return np.array(chosen, dtype=np.intp)
 
@@ -194,7 +194,11 @@ class _Dual:
         Q = directions.float()
         values = column_norms(self.units.correlations(self.scaled, Q))
         chosen = distinct_violators(
-            values.cpu().numpy(), Q.cpu().numpy(), -np.inf, most=TOGETHER, cosine=SAME
+            values.cpu().numpy(),
+            self.units.signatures(Q.cpu().numpy()),
+            -np.inf,
+            most=TOGETHER,
+            cosine=SAME,
         )
         return Q[:, torch.as_tensor(chosen, device=Q.device)]
 
@@ -298,7 +302,7 @@ class Search:
 
     def _starts(self, known: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return starts (k, S) and the lengths (S,) of their first steps."""
-        fresh, first = self.units.starts(count, self.draw, self.random_state)
+        fresh, first = self.units.starts(count, self.draw, self.random_state, known)
         earlier = [known] if self.maxima is None else [known, self.maxima]
         starts = np.hstack([fresh, *earlier])
         return starts, np.append(first, np.full(starts.shape[1] - count, NEAR))
@@ -336,16 +340,17 @@ class Search:
         chosen = torch.as_tensor(directions[:, best], device=rows.device)
         return DCStep(rows, part.Lambda).polished(chosen)[1]
 
-    @staticmethod
-    def _own(directions: np.ndarray, known: np.ndarray) -> np.ndarray:
+    def _own(self, directions: np.ndarray, known: np.ndarray) -> np.ndarray:
         """Return which of the directions (k, S) are those of neurons."""
-        return (known.T @ directions).max(axis=0, initial=-1.0) > OWN
+        signatures = self.units.signatures
+        return (signatures(known).T @ signatures(directions)).max(axis=0, initial=-1.0) > OWN
 
     def _remember(self, values: np.ndarray, directions: np.ndarray, known: np.ndarray) -> None:
         """Keep the best maxima besides the neurons themselves, which are known anyway."""
+        signatures = self.units.signatures(directions)
         own = self._own(directions, known)
         order = np.where(own, values - values.max() - 1.0, values)
-        best = distinct_violators(order, directions, -np.inf, most=MEMORY, cosine=SAME)
+        best = distinct_violators(order, signatures, -np.inf, most=MEMORY, cosine=SAME)
         self.maxima = directions[:, best]
 
     def _tensor(self, a: np.ndarray) -> Tensor:

@@ -84,21 +84,27 @@ def independent_search(
     n_relatives = min(MOST_RELATIVES, n_starts // STARTS_A_RELATIVE)
     n_generations = GENERATIONS if n_relatives else 0
     parts: list[Found] = []
-    ends: list[np.ndarray] = []
+    ends: list[Found] = []
     for first in range(0, n_starts, STARTS_A_PART):
         count = min(STARTS_A_PART, n_starts - first)
         is_last = first + count == n_starts
         effort = Effort(count, n_relatives, STEPS, n_generations if is_last else 0, polished=True)
         values, directions = search(Lambda, known if first == 0 else known[:, :0], effort)
         parts.append(Found(values, directions))
-        ends.append(directions[:, :count])
+        ends.append(Found(values[:count], directions[:, :count]))
         if progress is not None:
             progress(first + count, max(part.largest for part in parts))
     found = Found(
         np.concatenate([part.values for part in parts]),
         np.hstack([part.directions for part in parts]),
     )
-    best = found.directions[:, found.values.argmax()]
-    n_hits = sum(int((best @ end > SAME).sum()) for end in ends)
+    n_hits = sum(_hits(units, end, found) for end in ends)
     assert search.maxima is not None
     return Verification(found, n_starts, n_hits, search.maxima)
+
+
+def _hits(units: Units, ends: Found, found: Found) -> int:
+    """Return how many of the units that ascents ended in are the best one found."""
+    best = found.directions[:, [found.values.argmax()]]
+    near = ends.directions[:, ends.values > SAME * found.largest]
+    return int((units.signatures(best).T @ units.signatures(near) > SAME).sum())

@@ -19,6 +19,7 @@ import numpy as np
 
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.solvers._orthant_slide import orthant_slide
 from sklearn_convexbn.solvers._round_search import RoundSearch, gap_left
 from sklearn_convexbn.solvers._slide import of_norm_one, slide
 from sklearn_convexbn.support._compat import Interval, StrOptions
@@ -119,8 +120,9 @@ class Pursuit(Solver):
                 n_verified=n_verified,
                 n_hits=n_hits,
             )
+            signatures = training.units.signatures(found.directions)
             new = distinct_violators(
-                found.values, found.directions, problem.alpha, most=self.n_insert, cosine=0.98
+                found.values, signatures, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, found.directions[:, new].T)
             gap = max(gap_left(problem, neurons, found), settings.tol)
@@ -131,7 +133,8 @@ class Pursuit(Solver):
     ) -> Neurons:
         """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
         neurons = refit(training, neurons, tol=FIRST_REFIT_SHARE * gap)
-        neurons = slide(training, neurons, n_steps=self.n_slide_steps)
+        move = orthant_slide if training.units.has_l1_norm else slide
+        neurons = move(training, neurons, n_steps=self.n_slide_steps)
         neurons = merge_equal_units(problem, neurons)
         return refit(training, neurons, tol=LAST_REFIT_SHARE * gap)
 

@@ -67,6 +67,8 @@ class Units(ABC):
     rectified_rows : torch.Tensor of shape (n, k), or None
         For DC steps: the rows Z, if they are all here, none are pooled, a(q) is (Z q)_+ and |q| is
         the Euclidean norm. Other kinds of units have none.
+    has_l1_norm : bool
+        Whether the norm is the sum of the sizes of the parameters, most of which are then zero.
     """
 
     shards: Shards
@@ -78,6 +80,7 @@ class Units(ABC):
     precision: Any
     is_flat: bool
     rectified_rows: Any = None
+    has_l1_norm: bool = False
 
     # -------------------------------------------------------------------- parameters and norm
 
@@ -92,6 +95,27 @@ class Units(ABC):
     def penalty(self, Q: np.ndarray) -> tuple[float, np.ndarray]:
         """Return half the sum of the squared norms of units Q (k, m), and its gradient."""
         return 0.5 * float((Q * Q).sum()), Q
+
+    def step(self, Q: Tensor, gradient: Tensor, lengths: Tensor) -> Tensor:
+        """Return units (k, m) of norm one after an ascent step from units Q (k, m) of norm one.
+
+        `gradient` is that of :meth:`ascent`; `lengths` (m,) are those of the steps.
+        """
+        return self.unit(Q + lengths * self.unit(gradient))
+
+    def signatures(self, Q: np.ndarray) -> np.ndarray:
+        """Return unit columns (any, m) that tell units Q (k, m) of norm one apart.
+
+        Of those with a cosine near one, a search keeps the best only.
+        """
+        return Q
+
+    def simplified(self, Q: np.ndarray) -> np.ndarray:
+        """Return units (k, m) of the same activations on all rows, with norms that are no larger.
+
+        Kinds of units may drop parts of Q (k, m) that make no difference.
+        """
+        return Q
 
     # ------------------------------------------------------------------------ sums over rows
 
@@ -144,9 +168,12 @@ class Units(ABC):
 
     @abstractmethod
     def starts(
-        self, count: int, draw: Draw, random_state: np.random.RandomState
+        self, count: int, draw: Draw, random_state: np.random.RandomState, known: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return fresh starts of an ascent (k, count) and the lengths (count,) of first steps."""
+        """Return fresh starts of an ascent (k, count) and the lengths (count,) of first steps.
+
+        Parts of the units `known` (k, any) so far may be put together anew in them.
+        """
 
     @abstractmethod
     def relatives(

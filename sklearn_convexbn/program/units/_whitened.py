@@ -329,7 +329,7 @@ class WhitenedUnits(Units):
         return index.gather(0, order)
 
     def starts(
-        self, count: int, draw: Draw, random_state: np.random.RandomState
+        self, count: int, draw: Draw, random_state: np.random.RandomState, known: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         from sklearn_convexbn.program.units._vertices import fresh_starts
 

@@ -1,0 +1,190 @@
+"""Training of path networks: the problem on standardised columns, along descending alphas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sklearn_convexbn import solvers
+from sklearn_convexbn.data._encoding import TrainingData
+from sklearn_convexbn.data._standardization import standardization_of
+from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.fit._path_network import PathNetwork, neurons_of_paths, recover_paths
+from sklearn_convexbn.fit._training import COMPACT_TOLERANCE
+from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.support._device import out_of_memory_explained
+from sklearn_convexbn.support._sharding import ALL_HERE
+
+#: The path inside a fit: it begins at this alpha, or ten times the last one if that is less, has
+#: this ratio between alphas, and so many rounds at most on all but the last.
+FIRST_ALPHA, LEAST_SPAN, RATIO, ROUNDS_ON_THE_WAY = 1e-2, 10.0, 0.3, 5
+
+
+@dataclass(frozen=True)
+class PathSettings:
+    """The parameters of a fit, already validated; names are those of the estimators."""
+
+    inner_width: int
+    norm: str
+    solver: str | solvers.Solver
+    fit_intercept: bool
+    tol: float
+    max_iter: int
+    device: str
+    random_state: np.random.RandomState
+    verbose: int
+
+
+@dataclass(frozen=True)
+class TrainedPaths:
+    """What a fit at one alpha produced."""
+
+    alpha: float
+    network: PathNetwork
+    result: solvers.Result
+    solver: solvers.Solver
+
+
+@dataclass(frozen=True)
+class PreparedPaths:
+    """A problem stated on standardised columns, and the solver it is for."""
+
+    problem: Problem
+    whitening: Whitening
+    data: TrainingData
+    solver: solvers.Solver
+    signs: np.ndarray
+
+    def at(self, alpha: float) -> PreparedPaths:
+        """Return the same at an alpha."""
+        return replace(self, problem=replace(self.problem, alpha=float(alpha)))
+
+    def start(self, network: PathNetwork) -> Neurons | None:
+        """Return the neurons of a network to start from; None for one of another shape."""
+        d, C = len(self.whitening.mean), self.problem.n_outputs
+        own = (len(self.signs), d, C)
+        if (len(network.signs), len(network.linear), len(network.intercept)) != own:
+            return None
+        target = self.data.target
+        return neurons_of_paths(network, self.whitening, target, self.problem.units)
+
+    def trained(self, result: solvers.Result) -> TrainedPaths:
+        """Return a result of the solver with its network, in the units of X and y.
+
+        Raises
+        ------
+        ValueError
+            If the network is not finite in these units.
+        """
+        network = recover_paths(result.neurons, self.whitening, self.signs, self.data.target)
+        parts = (network.inner, network.linear, network.linear_offsets, network.output)
+        if not all(np.isfinite(a).all() for a in (*parts, network.intercept)):
+            raise ValueError(
+                "The network's weights are not finite in the units of X and y: their numbers are "
+                "so small or so large that the network's would leave the range of float64. Scale "
+                "them."
+            )
+        return TrainedPaths(self.problem.alpha, network, result, self.solver)
+
+
+def path_solver(solver: str | solvers.Solver) -> solvers.Solver:
+    """Return the solver that the parameter stands for.
+
+    Raises
+    ------
+    ValueError
+        For another one than the pursuit.
+    """
+    if solver == "auto":
+        return solvers.Pursuit(n_starts=120, n_search_steps=30, n_insert=40, n_slide_steps=100)
+    (chosen,) = solvers.named_solvers(solver, "relu")
+    if not isinstance(chosen, solvers.Pursuit):
+        raise ValueError(
+            f"solver={chosen.name!r} does not handle path networks. Use solver='pursuit'."
+        )
+    return chosen
+
+
+@out_of_memory_explained()
+def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
+    """State the problem on standardised columns."""
+    import torch
+
+    from sklearn_convexbn.program.units._paths import NORMS, inner_signs
+
+    solver, rows = path_solver(settings.solver), data.rows.on_cpu()
+    whitening = standardization_of(rows, data.weights)
+    Z = whitening.transform(rows)
+    precision = torch.float32 if settings.tol >= COMPACT_TOLERANCE else torch.float64
+    kind = NORMS[settings.norm]
+    units = kind(torch.as_tensor(Z), settings.inner_width, precision)
+    problem = Problem(
+        Z=Z,
+        Y=data.Y,
+        p=data.weights / data.weights.sum(),
+        loss=data.loss,
+        alpha=1.0,
+        fit_intercept=settings.fit_intercept,
+        activation="relu",
+        gates=None,
+        all_arrangements=False,
+        spectrum=whitening.spectrum,
+        hidden_units=units,
+        shards=ALL_HERE,
+    )
+    signs = np.array(inner_signs(settings.inner_width))
+    return PreparedPaths(problem, whitening, data, solver, signs)
+
+
+def alphas_down_to(alpha: float) -> np.ndarray:
+    """Return the alphas of the path inside a fit, descending, the last of which is `alpha`."""
+    span = max(FIRST_ALPHA / alpha, LEAST_SPAN)
+    count = int(np.ceil(np.log(span) / -np.log(RATIO))) + 1
+    return np.append(np.geomspace(alpha * span, alpha, count)[:-1], alpha)
+
+
+def _drawing(k: int) -> Callable[[int, np.random.RandomState], np.ndarray]:
+    """Return what draws normal parameters (k, count) of units."""
+    return lambda count, random_state: random_state.standard_normal((k, count))
+
+
+def train_paths(
+    prepared: PreparedPaths,
+    settings: PathSettings,
+    alphas: Sequence[float] | np.ndarray,
+    *,
+    start: Neurons | None = None,
+    monitor: Any = None,
+    provisional: bool = False,
+) -> Iterator[TrainedPaths]:
+    """Yield the solution for each alpha; each starts from the one before.
+
+    On all but the last alpha, and on that too if `provisional`, rounds are few and a gap that is
+    left gives no warning.
+    """
+    random_state, units = settings.random_state, prepared.problem.units
+    for number, alpha in enumerate(alphas):
+        on_the_way = provisional or number < len(alphas) - 1
+        problem = replace(prepared.problem, alpha=float(alpha))
+        run_settings = solvers.RunSettings(
+            tol=settings.tol,
+            device=settings.device,
+            random_directions=_drawing(units.n_parameters),
+            random_state=random_state,
+            start=start,
+            provisional=on_the_way,
+        )
+        rounds = min(settings.max_iter, ROUNDS_ON_THE_WAY) if on_the_way else settings.max_iter
+        result = solvers.run(
+            prepared.solver,
+            problem,
+            run_settings,
+            max_iter=rounds,
+            verbose=settings.verbose,
+            monitor=None if on_the_way else monitor,
+        )
+        start = result.neurons
+        yield prepared.at(alpha).trained(result)
