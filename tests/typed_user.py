@@ -12,7 +12,12 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     ConvexBNTransformer,
+    FeatureWeightsDisplay,
     Patches,
+    PathNetClassifier,
+    PathNetClassifierCV,
+    PathNetRegressor,
+    PathNetRegressorCV,
     RegularizationPathDisplay,
     SpectrumDisplay,
     alpha_max,
@@ -44,6 +49,13 @@ images = ConvexBNClassifier(patches=Patches((8, 8), size=3), n_components=0.9)
 assert_type(ConvexBNRegressorCV().fit(X, y), ConvexBNRegressorCV)
 assert_type(ConvexBNClassifierCV().fit(X, y > 0), ConvexBNClassifierCV)
 features: np.ndarray = ConvexBNTransformer(regressor).fit(X, y).transform(X)
+path_net = PathNetRegressor(0.01, inner_width=2)
+assert_type(path_net.fit(X, y), PathNetRegressor)
+assert_type(PathNetClassifier().fit(X, y > 0), PathNetClassifier)
+assert_type(PathNetRegressorCV().fit(X, y), PathNetRegressorCV)
+assert_type(PathNetClassifierCV().fit(X, y > 0), PathNetClassifierCV)
+weights: np.ndarray = path_net.predict(X)
+FeatureWeightsDisplay.from_estimator(path_net).plot()
 
 largest: float = alpha_max(X, y)
 path = convexbn_path(X, y)

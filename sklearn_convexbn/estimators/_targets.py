@@ -47,7 +47,7 @@ class NumbersMixin:
             shards=shards,
         )
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any) -> Any:
         """Predict the target.
 
         Parameters
@@ -124,7 +124,7 @@ class LabelsMixin:
     def _kind_of_target(self, y: np.ndarray) -> str:
         return f"dtype {y.dtype.kind!r}"
 
-    def decision_function(self, X: Any) -> Array:
+    def decision_function(self, X: Any) -> Any:
         """Return the network's output.
 
         Parameters
@@ -140,7 +140,7 @@ class LabelsMixin:
         F = _with_ties(self._raw_predict(X))
         return F[:, 0] if F.shape[1] == 1 else F
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any) -> Any:
         """Predict class labels, the first one of those of equal scores.
 
         Parameters
@@ -157,7 +157,7 @@ class LabelsMixin:
         return like(labels, scores) if labels.dtype.kind in "biuf" else labels
 
     @available_if(_has_probabilities)
-    def predict_proba(self, X: Any) -> Array:
+    def predict_proba(self, X: Any) -> Any:
         """Return class probabilities, for ``loss="log_loss"``.
 
         Parameters
@@ -172,7 +172,7 @@ class LabelsMixin:
         return softmax(_per_class(_with_ties(self._raw_predict(X))))
 
     @available_if(_has_probabilities)
-    def predict_log_proba(self, X: Any) -> Array:
+    def predict_log_proba(self, X: Any) -> Any:
         """Return logarithms of class probabilities, for ``loss="log_loss"``.
 
         Parameters

@@ -109,7 +109,7 @@ class ConvexBNTransformer(
                 self.feature_names_in_ = fitted.feature_names_in_
         return self
 
-    def transform(self, X: Any) -> Array:
+    def transform(self, X: Any) -> Any:
         """Return the outputs of the hidden units.
 
         These are ``relu(X @ coefs_[0] + intercepts_[0])`` with the attributes of `estimator_`; for
