@@ -7,9 +7,10 @@ INSTALL := $(BIN)/python $(PIP) -c constraints.txt
 TEST := -m pytest -n 2
 
 # What is run under several kernels of OpenBLAS, and with two threads.
-NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,arrangements certify closed_form estimators \
-	exact_search fista fuzz lasso losses multi_output_refit network patches path problem \
-	public_losses pursuit relu_lists scales sklearn_checks small_programs solvers units whitening)) -k "not RegressorCV and not ClassifierCV"
+NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,arrangements certify closed_form dc_step estimators \
+	exact_search fista fuzz lasso losses multi_output_refit network objective patches path \
+	path_units problem proof public_losses pursuit relu_lists robustness scales sklearn_checks slide \
+	small_programs solvers units whitening)) -k "not RegressorCV and not ClassifierCV"
 THREADED := $(addprefix tests/test_,$(addsuffix .py,closed_form lasso multi_output_refit problem \
 	pursuit units))
 

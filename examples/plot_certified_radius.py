@@ -48,8 +48,8 @@ families = {
 }
 
 # %%
-# Accuracy that is certified
-# --------------------------
+# Accuracy that is proven
+# -----------------------
 #
 # A test row counts at radius r if it is predicted right and no point within r of it is
 # predicted otherwise. At r = 0 that is the accuracy. The Lipschitz bound is in output per
@@ -61,12 +61,12 @@ print(f"{'':24}{'accuracy':>10}{'at 0.5':>8}{'at 1':>8}{'Lipschitz':>11}{'plain'
 for axis, (family, models) in zip(axes, families.items(), strict=True):
     for name, model in models.items():
         right = model.predict(X_test) == y_test
-        certified = np.where(right, certified_radius(model, X_test), -1.0)
-        share = 100 * (certified[:, None] >= radii).mean(axis=0)
+        proven = np.where(right, certified_radius(model, X_test), -1.0)
+        share = 100 * (proven[:, None] >= radii).mean(axis=0)
         axis.plot(radii, share, label=name)
         W, V = model.coefs_
         plain = np.linalg.norm(W, axis=0) @ np.linalg.norm(V, axis=1)
-        at = [100 * (certified >= r).mean() for r in (0.0, 0.5, 1.0)]
+        at = [100 * (proven >= r).mean() for r in (0.0, 0.5, 1.0)]
         kind = "MLP, " if family == "MLPClassifier" else ""
         print(
             f"{kind + name:24}{at[0]:10.1f}{at[1]:8.1f}{at[2]:8.1f}"
@@ -75,7 +75,7 @@ for axis, (family, models) in zip(axes, families.items(), strict=True):
     axis.set(xlabel="radius r", title=family, ylim=(0, 100))
     axis.legend(loc="lower left")
     axis.grid(alpha=0.3)
-axes[0].set_ylabel("test rows certified at r, %")
+axes[0].set_ylabel("test rows proven at r, %")
 plt.show()
 
 

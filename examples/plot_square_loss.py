@@ -87,7 +87,7 @@ for name, (above, below) in zip(SETS, axes.T, strict=True):
         model = ConvexBNClassifier(
             0.03, loss=loss, shrinkage=0.2, tol=1e-4, max_iter=2, random_state=0
         )
-        with warnings.catch_warnings():  # two rounds, without the search that certifies
+        with warnings.catch_warnings():  # two rounds, without a verification
             warnings.simplefilter("ignore", ConvergenceWarning)
             best = model.fit(X, y)
         gaps.append(best.dual_gap_)

@@ -302,10 +302,8 @@ def recomputed_objective(case: Case, fitted) -> float:
     F = (hidden * on) @ V + fitted.intercepts_[1]
     variance = p @ centred**2
     if fitted.shrinkage_ > 0:
-        total = p @ ((X - mean) ** 2).sum(axis=1)
-        level = total / max(1, len(fitted.singular_values_))
-        s = fitted.shrinkage_
-        variance = (1 - s) * variance + s * level * (W**2).sum(axis=0)
+        s, columns = fitted.shrinkage_, p @ (X - mean) ** 2
+        variance = (1 - s) * variance + s * (columns @ W**2)
     shift = fitted.intercepts_[0] + mean @ W
     mass = float(np.sqrt(variance + shift**2) @ np.linalg.norm(V, axis=1))
     return _mean_loss(case, fitted, F, p) + fitted.weight_decay_ * mass

@@ -204,6 +204,7 @@ def test_regressor_takes_the_closed_form_on_wide_data(fit_intercept, alpha):
 )
 def test_a_closed_form_is_solved_once_whether_it_is_proven_or_not(alpha, solver, monkeypatch):
     solve_classes, solved = _closed_form._class_solution, []
+    gc.collect()
     held = len(_closed_form._CANDIDATES)
     monkeypatch.setattr(
         _closed_form, "_class_solution", lambda problem: solved.append(1) or solve_classes(problem)

@@ -131,8 +131,12 @@ def _labels(name):
 def _fitted(name):
     X, y = _labels(name)
     if name == "diabetes":
-        return ConvexBNRegressor(0.03, solver="pursuit", tol=1e-3, random_state=0).fit(X, y)
-    return ConvexBNClassifier(0.03, solver="pursuit", tol=1e-2, random_state=0).fit(X, y)
+        return ConvexBNRegressor(
+            0.03, shrinkage=0.0, solver="pursuit", tol=1e-3, random_state=0
+        ).fit(X, y)
+    return ConvexBNClassifier(0.03, shrinkage=0.0, solver="pursuit", tol=1e-2, random_state=0).fit(
+        X, y
+    )
 
 
 def _output(model, X):

@@ -352,7 +352,8 @@ def test_huber_in_the_units_of_y():
     """delta is relative to the standard deviation: objective and weight decay scale with y."""
     X, y = load_diabetes(return_X_y=True)
     X, y = X[:60, :3], y[:60]
-    model = ConvexBNRegressor(alpha=0.1, loss=Huber(0.5), random_state=0).fit(X, y)
+    settings = {"alpha": 0.1, "shrinkage": 0.0, "loss": Huber(0.5), "random_state": 0}
+    model = ConvexBNRegressor(**settings).fit(X, y)
     residuals = abs(model.predict(X) - y)
     delta = 0.5 * y.std()
     inner = np.minimum(residuals, delta)
@@ -360,7 +361,7 @@ def test_huber_in_the_units_of_y():
     weights = (model.batch_norm_["scale"], model.batch_norm_["shift"], model.coefs_[1])
     penalty = 0.5 * model.weight_decay_ * sum((part**2).sum() for part in weights)
     assert model.objective_ == pytest.approx(value + penalty, rel=1e-9)
-    scaled = ConvexBNRegressor(alpha=0.1, loss=Huber(0.5), random_state=0).fit(X, 10 * y + 3)
+    scaled = ConvexBNRegressor(**settings).fit(X, 10 * y + 3)
     assert scaled.objective_ == pytest.approx(100 * model.objective_, rel=1e-6)
     assert scaled.weight_decay_ == pytest.approx(10 * model.weight_decay_)
 

@@ -135,7 +135,7 @@ def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
 
 
 def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem, monkeypatch):
-    neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.1).neurons)
+    neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.01).neurons)
     Lambda, k = problem.dual_point(F), problem.Z.shape[1]
 
     def searched(steered=False):

@@ -204,7 +204,7 @@ def test_output_that_cannot_change_has_an_infinite_radius():
 def test_attacks_on_digits_stay_without_effect_within_the_radius():
     X, y = load_digits(return_X_y=True)
     X = X[:400] / 16
-    model = ConvexBNClassifier(0.03, shrinkage=0.2, tol=0.1, random_state=0).fit(X, y[:400])
+    model = ConvexBNClassifier(0.03, n_components=20, tol=0.1, random_state=0).fit(X, y[:400])
     rows = X[:100]
     radius = certified_radius(model, rows)
     network, labels = model.to_torch(fold=True), torch.as_tensor(model.predict(rows))

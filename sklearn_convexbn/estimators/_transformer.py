@@ -17,7 +17,6 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_convexbn.data._validation import validated_rows
 from sklearn_convexbn.estimators._base import BaseConvexBN, check_own, unchanged_on_failure
 from sklearn_convexbn.fit._network import hidden_activations
-from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._sharding import current_shards
 
 
