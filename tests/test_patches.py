@@ -526,7 +526,7 @@ def test_signals_are_images_of_height_one():
 
 def test_cross_validation_is_that_of_a_grid_search(digits):
     X, y = digits[0][:100].reshape(-1, 8, 8), digits[1][:100] % 2
-    alphas, patches = [0.2, 0.05], Patches((8, 8), size=4, stride=4, normalize=True)
+    alphas, patches = [0.2, 0.1], Patches((8, 8), size=4, stride=4, normalize=True)
     shared = {"patches": patches, "tol": 1e-4, "random_state": 0}
     model = ConvexBNClassifierCV(alphas, cv=3, scoring="neg_log_loss", fold_tol=0.0, **shared)
     model.fit(X, y)

@@ -69,7 +69,7 @@ class Objective(Generic[Same]):
         return self.loss.gradient(F, self.Y, self.p)
 
     def curvatures(self, F: Same) -> tuple[Same, Same]:
-        """Return the Hessians of rows at the fit F (n, C), as :meth:`Loss.curvatures` does."""
+        """Return the Hessians of rows at the fit F (n, C), as the loss does."""
         return self.loss.curvatures(F, self.Y, self.p)
 
     def best_intercept(self, F: Same) -> Same:

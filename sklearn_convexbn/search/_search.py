@@ -149,6 +149,8 @@ def distinct_violators(
     chosen : ndarray of shape (at most `most`,)
         Largest value first.
     """
+    # In float32 some kernels of OpenBLAS raise the flag of invalid values for finite ones.
+    signatures = signatures.astype(np.float64, copy=False)
     chosen: list[int] = []
     for i in np.argsort(-values, kind="stable"):
         if values[i] <= threshold or len(chosen) >= most:
