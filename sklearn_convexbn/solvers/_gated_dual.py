@@ -133,7 +133,7 @@ class _Dual:
         """Return the constant model's x, scaled until it is strictly feasible."""
         program = self.program
         residuals = -program.gradient(program.constant_fit()) / program.p[:, None]
-        x = torch.linalg.lstsq(self.rows.maps, residuals.unsqueeze(2))[0][:, :, 0]
+        x = (torch.linalg.pinv(self.rows.maps) @ residuals.unsqueeze(2))[:, :, 0]
         largest = float(torch.linalg.matrix_norm(self._blocks(x), 2).amax())
         return x * min(0.5, 0.5 * program.alpha / max(largest, 1e-300))
 
@@ -192,5 +192,5 @@ class _Dual:
         solved = torch.cholesky_solve(torch.cat([g[None], E]).T, factor)
         s, T = solved[:, 0], solved[:, 1:]
         if len(E):
-            s = s - T @ torch.linalg.lstsq(E @ T, (E @ s)[:, None])[0][:, 0]
+            s = s - T @ (torch.linalg.pinv(E @ T, hermitian=True) @ (E @ s))
         return -(d * s).view(n, q), max(float(g @ s), 0.0)
