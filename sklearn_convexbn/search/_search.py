@@ -37,6 +37,9 @@ SAME, OWN = 0.99, 0.9999
 #: The part of ascents that are polished, but at least so many, and the cosine of the closest two.
 POLISHED_PART, LEAST_POLISHED, APART = 0.1, 30, 0.999
 
+#: The operations of DC steps, as a part of those of the ascents: they take longer, in float64.
+POLISHING = 0.25
+
 
 class Effort(NamedTuple):
     """How much a search does.
@@ -327,14 +330,15 @@ class Search:
     ) -> Tensor:
         """Return the units (k, any) that DC steps make of the best that ascents ended in.
 
-        Not of neurons, which are maxima already. The steps may take as many operations as the
-        ascents. Vertices of a subset of the rows are none of all: there are no steps then.
+        Not of neurons, which are maxima already. The steps take a part of the operations of
+        the ascents at most. Vertices of a subset of the rows are none of all: there are no steps
+        then.
         """
         rows = None if self._sampled else part.units.rectified_rows
         count = max(LEAST_POLISHED, int(POLISHED_PART * len(values)))
         if rows is not None:
             ascents = 4.0 * rows.numel() * n_steps * len(values)
-            count = min(count, int(ascents / operations(*rows.shape)))
+            count = min(count, int(POLISHING * ascents / operations(*rows.shape)))
         if rows is None or count == 0:
             return self._tensor(directions[:, :0]).double()
         others = np.where(self._own(directions, known), -np.inf, values)

@@ -56,7 +56,7 @@ class Pursuit(Solver):
         once the fit would stop, where nothing can be proven, and reported whatever it finds. If
         that is more than ``tol`` allows, the fit goes on from there, and the next verification
         has twice the starts. "auto" takes about as many as the rounds had together, but at most
-        as many as cost a third of the fit; 0 verifies nothing.
+        as many as cost a third of the fit so far, each time; 0 verifies nothing.
     """
 
     name = "pursuit"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Ascent steps of a rough search.
 ROUGH_STEPS = 10
 
-#: The first verification costs at most this part of what the searches and slides of the rounds
+#: A verification costs at most this part of what the searches and slides of the rounds
 #: have cost: a third of all then.
 VERIFICATION_SHARE = 0.5
 
@@ -45,7 +45,8 @@ class RoundSearch:
 
     Rounds search roughly until the gap passes the tolerance, then finely. If that passes too and
     nothing can be proven, an independent search decides: one for each time that a run would stop,
-    each with twice the starts of the one before, so that going on cannot fish for a lucky one.
+    each with twice the starts of the one before, so that going on cannot fish for a lucky one;
+    with "auto" as far as a third of the work so far allows.
 
     Parameters
     ----------
@@ -88,6 +89,7 @@ class RoundSearch:
             n_relatives=(n_starts + 1) // 2, n_steps=n_steps, n_generations=1, polished=True
         )
         self._needs_fine = False
+        self._last_verified = 0
         # Starts so far, and ascent and slide steps of single units, which cost about the same.
         self._n_ascents, self._work = 0, 0.0
 
@@ -126,9 +128,10 @@ class RoundSearch:
         from sklearn_convexbn.search._verification import independent_search
 
         if self.n_verify == "auto":
-            self.n_verify = self._affordable_starts()
-        n_starts = int(self.n_verify)
-        self.n_verify = 2 * n_starts
+            n_starts = self._affordable_starts()
+        else:
+            n_starts = max(int(self.n_verify), 2 * self._last_verified)
+        self._last_verified = n_starts
         verification = independent_search(
             self.units,
             self._draw(self._own_state),
@@ -142,11 +145,15 @@ class RoundSearch:
         return Outcome(found, verification.n_starts, verification.n_hits)
 
     def _affordable_starts(self) -> int:
-        """Return as many starts as the rounds had, or as many as cost a third of all."""
+        """Return as many starts as the rounds had, twice those of the verification before.
+
+        But not more than cost a third of all.
+        """
         from sklearn_convexbn.search._verification import STEPS, ascents_a_start
 
         affordable = VERIFICATION_SHARE * self._work / (STEPS * ascents_a_start())
-        return max(int(min(self._n_ascents, affordable)), self._rough.n_starts)
+        wanted = max(self._n_ascents, 2 * self._last_verified)
+        return max(int(min(wanted, affordable)), self._rough.n_starts)
 
     def _draw(self, random_state: np.random.RandomState) -> Draw:
         return lambda count: self.settings.random_directions(count, random_state)
