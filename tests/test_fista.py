@@ -22,6 +22,7 @@ from sklearn_convexbn.solvers import (
     _gated_program,
     _group_newton,
     _group_ridge,
+    _scale_newton,
 )
 from sklearn_convexbn.solvers._fista import FISTA
 from sklearn_convexbn.solvers._gated_newton import GroupNewton
@@ -503,7 +504,7 @@ def test_derivatives_in_the_group_scales(loss, fit_intercept, kind):
         return (
             state,
             w,
-            _group_newton._eta_slopes(row_norms(w), program.alpha, program.alpha, False),
+            _scale_newton.eta_slopes(row_norms(w), program.alpha, program.alpha, False),
         )
 
     state, w, slopes = ridge(eta)
@@ -617,7 +618,7 @@ def test_nonnegative_quadratic_is_nnls(seed, m):
     for kind in (np.asarray, torch.as_tensor):
         arrays = (kind(a) for a in (A.T @ A, -A.T @ y, free))
         np.testing.assert_allclose(
-            _group_newton._nonnegative_quadratic(*arrays), expected, atol=1e-8
+            _scale_newton.nonnegative_quadratic(*arrays), expected, atol=1e-8
         )
 
 

@@ -34,23 +34,17 @@ import numpy as np
 
 from sklearn_convexbn.solvers._block_descent import Groups, descend
 from sklearn_convexbn.solvers._group_ridge import Factor, Program, State, factorise, solve_ridge
-from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, cast, like
-from sklearn_convexbn.support._linear_algebra import (
-    cholesky_solve,
-    index_array,
-    largest_entries,
-    row_norms,
-    safe_cholesky,
+from sklearn_convexbn.solvers._scale_newton import (
+    EQUAL,
+    SMALLEST_SCALE,
+    Attempt,
+    Method,
+    attempts_at,
+    numbers,
+    scale_step,
 )
-
-#: Sweeps of block coordinate descent where Newton's method has stopped; twice as many every time.
-FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
-
-#: Rounds in a row that leave most of the gap before it takes a turn, too.
-CREEPING_ROUNDS = 10
-
-#: Objectives that differ by less than this part are equal up to rounding.
-EQUAL = 1e-14
+from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, cast, like
+from sklearn_convexbn.support._linear_algebra import index_array, largest_entries, row_norms
 
 
 @dataclass(frozen=True)
@@ -101,39 +95,36 @@ def group_newton(
         the one before it and is `stalled`: rounding hides what there is to gain.
     """
     program = Program(Z, M, single=True, **data)
-    floor = 1e-12 * program.mean_loss(0.0 * program.Y)  # data that are fitted exactly
-    state, best_dual, last_gap, slow = _initial_state(program, start), -math.inf, math.inf, 0
-    sweeps, creeping = FIRST_SWEEPS, 0
-    while True:
-        gradient = program.gradient(state.F)
-        w, norms = program.all_correlations(-gradient, state.active)
-        largest = float(norms.max()) if len(norms) else 0.0
-        best_dual = max(best_dual, program.dual_value(-gradient, largest))
-        primal = program.value(state.F, state.S)
-        gap = max(primal - best_dual, 0.0) / max(primal, floor, 1e-300)
-        solution = GroupSolution(state.active, state.S, state.b, gap, -gradient, largest)
-        # Before the next round is computed: the caller may need no better one.
-        yield solution
-        if gap <= tol:
-            return
+    method = _GroupNewton(program, tol, n_slow=5, n_creeping=10)
+    for state, gap, stalled in method.rounds(_initial_state(program, start)):
+        Lambda, largest = -method.gradient, method.largest
+        yield GroupSolution(state.active, state.S, state.b, gap, Lambda, largest, stalled)
+
+
+class _GroupNewton(Method[State]):
+    """Rounds on one program; `gradient` (n, 1) and `largest` are of the point that was judged."""
+
+    def __init__(self, program: Program, tol: float, **patience: int) -> None:
+        super().__init__(program, tol, **patience)
+        self.program, self.last_gap = program, math.inf
+
+    def values(self, point: State) -> tuple[float, float]:
+        program, self.gradient = self.program, self.program.gradient(point.F)
+        self.w, self.norms = program.all_correlations(-self.gradient, point.active)
+        self.largest = float(self.norms.max()) if len(self.norms) else 0.0
+        primal = program.value(point.F, point.S)
+        return primal, program.dual_value(-self.gradient, self.largest)
+
+    def step(self, point: State, gap: float) -> State | None:
+        program, last_gap, self.last_gap = self.program, self.last_gap, gap
         # Newton's method gains more than this near the end, unless factors are too coarse.
         if program.single and (gap <= 1e-6 or 1e-3 > gap > 0.1 * last_gap):
-            state = _in_double(program, state)
-        creeping = creeping + 1 if gap > 0.9 * last_gap else 0
-        program.accuracy, last_gap = min(max(1e-4 * gap, 1e-11), 1e-5), gap
-        new = _newton_round(program, state, w, norms)
-        slow = slow + 1 if new and new.phi >= state.phi * (1.0 - 1e-3 * tol) else 0
-        if new is not None and slow <= 5 and creeping >= CREEPING_ROUNDS:
-            new, creeping = _safe_round(program, new, sweeps) or new, 0
-            sweeps = min(2 * sweeps, MAX_SWEEPS)
-        elif new is None or slow > 5:
-            new, slow = _safe_round(program, state, sweeps), 0
-            stuck = new is None or (sweeps == MAX_SWEEPS and new.phi >= primal * (1.0 - EQUAL))
-            if new is None or stuck:
-                yield replace(solution, stalled=True)
-                return
-            sweeps = min(2 * sweeps, MAX_SWEEPS)
-        state = new
+            point = _in_double(program, point)
+        program.accuracy = min(max(1e-4 * gap, 1e-11), 1e-5)
+        return _newton_round(program, point, self.w, self.norms)
+
+    def safe_step(self, point: State, sweeps: int) -> State | None:
+        return _safe_round(self.program, point, sweeps)
 
 
 def _initial_state(program: Program, start: tuple[Array, Array, float] | None) -> State:
@@ -210,34 +201,23 @@ def _in_double(program: Program, state: State) -> State:
 
 
 def _newton_step(program: Program, state: State, w: Array, norms: Array) -> State | None:
-    """Take a Newton step on eta with backtracking on phi; None when no step decreases it.
-
-    Far from the solution the step aims at the solution for a larger alpha, `level`, so that
-    max |w_g| falls by at most the factor 0.3: asking for more overshoots eta by orders of
-    magnitude and makes the ridge systems singular to working precision.
-    """
-    alpha = program.alpha
-    level = max(alpha, 0.3 * float(norms.max()))
-    attempts = [(level, True, 3), (level, False, 6)]
+    """Take a Newton step on eta with backtracking on phi; None when no step decreases it."""
+    attempts = attempts_at(program.alpha, float(norms.max()))
     if program.single:  # a step that fails may fail by rounding
-        attempts = [(level, True, 2)]
-    elif level > alpha:
-        attempts.append((alpha, False, 12))
+        attempts = [Attempt(attempts[0].level, True, 2)]
     target = state.phi + 1e-13 * abs(state.phi)
-    for level, secular, halvings in attempts:
-        groups, eta = _working_set(state, norms, level)
-        if len(groups) == 0:
-            continue
-        H = _eta_hessian(program, state.factor, program.M[:, groups], w[groups])
-        slope = _eta_slopes(norms[groups], level, alpha, secular)
-        full = _nonnegative_quadratic(H, slope - H @ eta, (eta > 0) | (slope < 0))
-        for halving in range(halvings):
-            trial = eta + (full - eta) * 0.5**halving
-            keep = trial > 1e-13 * trial.max()
-            new = solve_ridge(program, groups[keep], trial[keep], state.F, target)
-            if new.phi <= target:
-                return new
-    return None
+
+    def working_set(level: float) -> tuple[Array, Array]:
+        return _working_set(state, norms, level)
+
+    def hessian(groups: Array) -> Array:
+        return _eta_hessian(program, state.factor, program.M[:, groups], w[groups])
+
+    def solve(groups: Array, eta: Array) -> State:
+        keep = eta > SMALLEST_SCALE * eta.max()
+        return solve_ridge(program, groups[keep], eta[keep], state.F, target)
+
+    return scale_step(attempts, norms, program.alpha, target, working_set, hessian, solve)
 
 
 def _reweighted_round(program: Program, state: State, norms: Array) -> State | None:
@@ -256,7 +236,7 @@ def _reweighted_round(program: Program, state: State, norms: Array) -> State | N
         for exponent in range(8):
             trial = 1.0 * eta
             trial[worst] += scale * 10.0**-exponent * violation[worst]
-            groups = _numbers(trial > 1e-13 * trial.max())
+            groups = numbers(trial > SMALLEST_SCALE * trial.max())
             new = solve_ridge(program, groups, trial[groups], state.F, state.phi)
             if new.phi < state.phi * (1.0 - 1e-12):
                 return new
@@ -271,12 +251,12 @@ def _working_set(state: State, norms: Array, level: float) -> tuple[Array, Array
     worst = largest_entries(score, max(16, len(state.active)))
     chosen = eta > 0
     chosen[worst[score[worst] > 0]] = True
-    groups = _numbers(chosen)
+    groups = numbers(chosen)
     return groups, eta[groups]
 
 
 def _eta_hessian(program: Program, factor: Factor, M: Array, w: Array) -> Array:
-    """Return ``V^T C V / alpha^2`` with the intercept eliminated, very slightly regularised."""
+    """Return ``V^T C V / alpha^2`` with the intercept eliminated."""
     V = cast(M, factor.root.dtype) * cast(program.Z @ w.T, factor.root.dtype)
     if program.fit_intercept:
         xp = array_namespace(V)
@@ -285,55 +265,4 @@ def _eta_hessian(program: Program, factor: Factor, M: Array, w: Array) -> Array:
         H = H - edge * (edge.T / corner) if float(corner) > 0 else H
     else:
         H = factor.quadratic(V)
-    H = cast(H, w.dtype) / program.alpha**2
-    # Duplicate or dependent groups make H singular; the gradient is consistent there, so a
-    # relative 1e-9 only selects a minimiser.
-    diagonal = H.reshape(-1)[:: len(H) + 1]  # a view
-    diagonal[:] = diagonal.clip(0.0) * (1 + 1e-9) + 1e-14 * diagonal.max()
-    return H
-
-
-def _eta_slopes(norms: Array, level: float, alpha: float, secular: bool) -> Array:
-    """Return dphi/deta for the condition |w_g| = level on the support, or its secular version.
-
-    |w_g| behaves like 1 / (c + eta_g). Newton's method on 1/|w_g| = 1/level is exact for that
-    model where Newton on |w_g|^2 = level^2 only gains a factor 1.5 a step; it has the same
-    matrix and only another right-hand side.
-    """
-    if secular:
-        return norms * norms * (1.0 - norms / level) / alpha
-    return 0.5 * (level**2 - norms * norms) / alpha
-
-
-def _nonnegative_quadratic(H: Array, q: Array, free: Array) -> Array:
-    """Minimise ``x^T H x / 2 + q^T x`` over x >= 0 by block principal pivoting (H > 0).
-
-    All infeasible coordinates change sides at once; when that stops making progress only the
-    last one does, which terminates. The cap is a safeguard: the caller checks for descent.
-    """
-    fewest, patience = len(q) + 1, 5
-    tolerance = 1e-12 * float(abs(q).max())
-    x = 0.0 * q
-    for _ in range(200):
-        x = 0.0 * q
-        index = _numbers(free)
-        if len(index):
-            chol = safe_cholesky(H[index[:, None], index])
-            x[index] = -cholesky_solve(q[index][:, None], chol)[:, 0]
-        bad = (free & (x < 0)) | (~free & (H @ x + q < -tolerance))
-        count = int(bad.sum())
-        if count == 0:
-            break
-        if count < fewest:
-            fewest, patience = count, 5
-        elif patience > 0:
-            patience -= 1
-        else:
-            bad[_numbers(bad)[:-1]] = False
-        free = free ^ bad
-    return x.clip(0.0)
-
-
-def _numbers(mask: Array) -> Array:
-    """Return the positions of the true entries."""
-    return array_namespace(mask).where(mask)[0]
+    return cast(H, w.dtype) / program.alpha**2

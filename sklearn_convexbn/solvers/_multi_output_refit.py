@@ -25,6 +25,7 @@ that many columns in A. A round has two steps, each with a line search.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -35,20 +36,18 @@ from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
-from sklearn_convexbn.solvers._group_newton import _eta_slopes, _nonnegative_quadratic
+from sklearn_convexbn.solvers._scale_newton import (
+    SMALLEST_SCALE,
+    Attempt,
+    Method,
+    attempts_at,
+    scale_step,
+)
 from sklearn_convexbn.support._linear_algebra import safe_cholesky
 from sklearn_convexbn.support._sharding import Shards
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
-
-#: Rounds in a row that leave most of the gap before block coordinate descent takes a turn, and
-#: its sweeps then and where both steps fail; twice as many every time.
-CREEPING_ROUNDS = 4
-FIRST_SWEEPS, MAX_SWEEPS = 8, 1024
-
-#: Scales that are smaller in proportion to the largest count as zero.
-SMALLEST_SCALE = 1e-13
 
 #: Damping of Newton's method on the scales where it fails undamped, because the Hessian is nearly
 #: singular, relative to its largest diagonal entry. The largest ones take short gradient steps.
@@ -81,12 +80,12 @@ def _norms(V: Tensor, cells: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Point:
-    """Output weights with the best intercept, the objective and the gradient A^T dL/dF (m, C)."""
+    """Output weights with the best intercept, the objective phi, the gradient A^T dL/dF (m, C)."""
 
     V: Tensor
     b: Tensor
     F: Tensor
-    value: float
+    phi: float
     gradient: Tensor
     dual: float  # lower bound on the optimum
 
@@ -141,45 +140,40 @@ def multi_output_refit(
     b = start_intercept + centre @ start_weights
     constant = torch.zeros_like(b) if fit_intercept else b
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
-    best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
-    best = _rounds(program, best, tol)
+    best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.phi)
+    rounds = _Refit(program, tol, n_slow=1, n_creeping=4).rounds(best)
+    for point, _, _ in islice(rounds, MAX_ROUNDS + 1):
+        best = point
     return best.V, best.b - centre @ best.V
 
 
-def _rounds(program: _Program, best: _Point, tol: float) -> _Point:
-    """Take rounds of both steps, and of block coordinate descent where they fail or creep."""
-    # Targets that are fitted exactly have the optimum zero, up to rounding.
-    floor = max(1e-12 * program.mean_loss(torch.zeros_like(program.Y)), 1e-300)
-    bound, slow, creeping, sweeps = best.dual, 0, 0, FIRST_SWEEPS
-    for _ in range(MAX_ROUNDS):
-        old, old_bound = best.value, bound
+class _Refit(Method[_Point]):
+    """Rounds of both steps on one program."""
+
+    def __init__(self, program: _Program, tol: float, **patience: int) -> None:
+        super().__init__(program, tol, **patience)
+        self.program = program
+
+    def values(self, point: _Point) -> tuple[float, float]:
+        return point.phi, point.dual
+
+    def step(self, point: _Point, gap: float) -> _Point | None:
+        best, first = point, gap
         for step in (_proximal_step, _newton_step):
-            gap = max(best.value - bound, 0.0) / max(best.value, floor)
-            if gap <= tol:
-                return best
-            new = step(program, best, gap, tol)
-            bound = max(bound, new.dual)
-            best = new if new.value <= best.value * ROUNDING else best
-        # Losses are positive, so that zero is a bound too.
-        before, left = old - max(old_bound, 0.0), best.value - max(bound, 0.0)
-        creeping = creeping + 1 if left > 0.9 * before else 0
-        closer = old - bound < 0.9 * (old - old_bound)
-        slow = 0 if closer or best.value < old * (1.0 - 1e-13) else slow + 1
-        if slow > 1 or creeping >= CREEPING_ROUNDS:
-            new = _safe_steps(program, best, sweeps)
-            if slow > 1 and not new.value < best.value:
+            new = step(self.program, best, gap, self.tol)
+            best = new if new.phi <= best.phi * ROUNDING else best
+            gap = self.gap(best.phi, new.dual)
+            if gap <= self.tol:
                 break
-            best = new if new.value < best.value else best
-            bound, slow, creeping = max(bound, new.dual), 0, 0
-            sweeps = min(2 * sweeps, MAX_SWEEPS)
-    return best
+        return best if best is not point or gap < 0.9 * first else None
 
-
-def _safe_steps(program: _Program, point: _Point, sweeps: int) -> _Point:
-    """Go on by block coordinate descent, one neuron at a time."""
-    found = descend_units(program.A, program, point.V, point.b, point.F, sweeps=sweeps)
-    V, b = (torch.as_tensor(a, device=point.V.device) for a in (found.V, found.b))
-    return _evaluate(program, V.reshape(point.V.shape), b)
+    def safe_step(self, point: _Point, sweeps: int) -> _Point | None:
+        """Go on by block coordinate descent, one neuron at a time."""
+        program = self.program
+        found = descend_units(program.A, program, point.V, point.b, point.F, sweeps=sweeps)
+        V, b = (torch.as_tensor(a, device=point.V.device) for a in (found.V, found.b))
+        new = _evaluate(program, V.reshape(point.V.shape), b)
+        return new if new.phi < point.phi else None
 
 
 def _evaluate(program: _Program, V: Tensor, b: Tensor) -> _Point:
@@ -216,7 +210,7 @@ def _search_line(program: _Program, point: _Point, V: Tensor, rows: Tensor, db: 
         t = 0.5**halving
         trial = point.V.clone()
         trial[rows] = V if halving == 0 else point.V[rows] + t * D
-        if program.objective(trial, point.F + t * change) <= point.value * ROUNDING:
+        if program.objective(trial, point.F + t * change) <= point.phi * ROUNDING:
             return _evaluate(program, trial, point.b + t * db)
     return point
 
@@ -277,17 +271,14 @@ class _Metric:
         return _Scales(eta, index, V, factor, 0.5 * float(self.alpha * eta.sum() - (R * V).sum()))
 
     def scale_hessian(self, at: _Scales, w: Tensor, rows: Tensor) -> Tensor:
-        """Return the Hessian of phi in the scales `rows`, very slightly regularised."""
+        """Return the Hessian of phi in the scales `rows`."""
         rows = columns_of(rows, self.cells)
         columns = self.H[:, :, rows]
         root = at.eta.repeat_interleave(self.cells)[at.index].sqrt().unsqueeze(1)
         half = torch.linalg.solve_triangular(at.factor, root * columns[:, at.index], upper=False)
         w = self.split(w[rows])
         H = ((columns[:, rows] - half.mT @ half) * (w @ w.mT)).sum(dim=0) / self.alpha**2
-        H = H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
-        diagonal = H.diagonal()  # equal columns make H singular: as in _group_newton
-        diagonal.copy_(diagonal.clamp_min(0.0) * (1 + 1e-9) + 1e-14 * diagonal.amax())
-        return H
+        return H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
 
 
 def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
@@ -330,27 +321,23 @@ def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol
 def _scale_step(
     metric: _Metric, R: Tensor, state: _Scales, w: Tensor, norms: Tensor
 ) -> _Scales | None:
-    """Take one Newton step on the scales, as `_newton_round` of `_group_newton` does."""
-    alpha, largest = metric.alpha, float(norms.max())
-    level = max(alpha, 0.3 * largest)
-    attempts = [(level, True, 3, 0.0), (level, False, 6, 0.0)]
-    if level > alpha:
-        attempts.append((alpha, False, 12, 0.0))
-    attempts += [(alpha, False, 3, damping) for damping in DAMPINGS]
-    for level, secular, halvings, damping in attempts:
+    """Take one Newton step on the scales; None where none lowers phi."""
+    alpha = metric.alpha
+    attempts = attempts_at(alpha, float(norms.max()))
+    attempts += [Attempt(alpha, False, 3, damping) for damping in DAMPINGS]
+
+    def working_set(level: float) -> tuple[Tensor, Tensor]:
         rows = ((state.eta > 0) | (norms > level)).nonzero()[:, 0]
-        eta = state.eta[rows]
-        H = metric.scale_hessian(state, w, rows)
-        H.diagonal().add_(damping * H.diagonal().amax())
-        slope = _eta_slopes(norms[rows], level, alpha, secular)
-        full = _nonnegative_quadratic(H, slope - H @ eta, (eta > 0) | (slope < 0))
-        for halving in range(halvings):
-            trial = torch.zeros_like(state.eta)
-            trial[rows] = eta + (full - eta) * 0.5**halving
-            new = metric.ridge(trial, R)
-            if new.phi <= state.phi + 1e-13 * abs(state.phi):
-                return new
-    return None
+        return rows, state.eta[rows]
+
+    def hessian(rows: Tensor) -> Tensor:
+        return metric.scale_hessian(state, w, rows)
+
+    def solve(rows: Tensor, eta: Tensor) -> _Scales:
+        return metric.ridge(torch.zeros_like(state.eta).index_copy(0, rows, eta), R)
+
+    target = state.phi + 1e-13 * abs(state.phi)
+    return scale_step(attempts, norms, alpha, target, working_set, hessian, solve)
 
 
 def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
@@ -362,7 +349,7 @@ def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> 
     metric, columns = _metric(program, point.F, rows), program.A.columns_of(rows)
     V, g = point.V[columns], point.gradient[columns]
     R = metric.apply(V) - g
-    fit = point.value - program.alpha * float(norms.sum())
+    fit = point.phi - program.alpha * float(norms.sum())
     constant = fit + 0.5 * float(((R - g) * V).sum())
     exact = program.loss.identity_hessian
     accuracy = 0.5 * tol if exact else max(0.5 * tol, 0.1 * min(gap, 1.0))
