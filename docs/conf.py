@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 
 import sklearn_convexbn
-from sklearn_convexbn.estimators._base import BaseConvexBN
+from sklearn_convexbn.estimators._base import BaseNetwork
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 # Estimators shown in the gallery link to their pages, which lie beside it.
-BaseConvexBN._doc_link_template = "../api/{estimator_module}.{estimator_name}.html"
+BaseNetwork._doc_link_template = "../api/{estimator_module}.{estimator_name}.html"
 
 project = "sklearn_convexbn"
 author = "the sklearn_convexbn developers"

@@ -13,7 +13,10 @@ from sklearn_convexbn import (
     ConvexBNClassifierCV,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
+    PathNetRegressor,
+    PathNetRegressorCV,
 )
+from sklearn_convexbn.fit._path_training import alphas_down_to
 
 callback = pytest.importorskip("sklearn.callback", reason="needs scikit-learn >= 1.9")
 
@@ -124,6 +127,36 @@ def test_cross_validated_estimators_report_the_search_and_the_refit(diabetes):
     assert recorder.events[5:] == [*rounds, ("end", "refit"), ("end", "fit"), "teardown"]
 
 
+def names_of(events, kind="begin"):
+    return [name for what, name in events[1:-1] if what == kind]
+
+
+def test_path_networks_report_each_alpha_of_the_path_and_its_rounds(diabetes):
+    recorder = Recorder()
+    model = PathNetRegressor(0.05, random_state=0).set_callbacks(recorder).fit(*diabetes)
+    names = names_of(recorder.events)
+    assert names[:3] == ["fit", "alpha", "round"]
+    assert names.count("alpha") == len(alphas_down_to(0.05))
+    assert names[::-1].index("alpha") == model.n_iter_  # its rounds come last
+    assert recorder.objectives[-model.n_iter_ :] == model.history_["objective"].tolist()
+    assert sorted(names) == sorted(names_of(recorder.events, "end"))
+
+
+def test_a_hook_stops_a_path_on_its_way_with_the_network_of_that_alpha(diabetes):
+    recorder = Recorder(stop_after=1)
+    model = PathNetRegressor(0.05, random_state=0).set_callbacks(recorder)
+    with pytest.warns(ConvergenceWarning, match="asked to stop at alpha=0.5, before the last"):
+        model.fit(*diabetes)
+    assert model.alpha_ == 0.5
+    assert model.objective_ == recorder.objectives[0]
+    recorder = Recorder()
+    model = PathNetRegressorCV([0.3, 0.1], cv=2, random_state=0).set_callbacks(recorder)
+    model.fit(*diabetes)
+    names = names_of(recorder.events)
+    assert names[:3] == ["fit", "cross-validation", "refit"]
+    assert names.count("alpha") == model.best_index_ + 1
+
+
 def test_progress_bar_runs_on_every_estimator(diabetes, capsys):
     rich = pytest.importorskip("rich", reason="scikit-learn's ProgressBar needs rich")
     assert rich is not None
@@ -131,6 +164,7 @@ def test_progress_bar_runs_on_every_estimator(diabetes, capsys):
     models = [
         ConvexBNRegressor(0.1, random_state=0),
         ConvexBNRegressorCV([0.2, 0.1], cv=2, random_state=0),
+        PathNetRegressor(0.1, random_state=0),
     ]
     for model in models:
         model.set_callbacks(callback.ProgressBar()).fit(X, y)
@@ -139,3 +173,4 @@ def test_progress_bar_runs_on_every_estimator(diabetes, capsys):
     out = capsys.readouterr().out
     for name in ("Regressor", "RegressorCV", "Classifier", "ClassifierCV"):
         assert f"ConvexBN{name} - fit" in out
+    assert "PathNetRegressor - fit" in out

@@ -6,8 +6,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -23,6 +23,7 @@ from sklearn_convexbn.data._patches import (
     patch_grid,
 )
 from sklearn_convexbn.data._validation import named, validated_rows
+from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._network import Network, convolution_to_torch, forward, to_torch
 from sklearn_convexbn.fit._training import (
@@ -33,68 +34,51 @@ from sklearn_convexbn.fit._training import (
     check_for_shards,
     prepare,
     solve,
+    train_path,
 )
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.solvers import Result
 from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._compat import (
     DOCUMENTATION_PAGES,
     CallbackSupportMixin,
+    check_parameters,
     documented_name,
 )
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._device import plain_torch
+from sklearn_convexbn.support._sharding import ALL_HERE, Shards, current_shards
 
 
-class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
-    """Parameters, fitted attributes and prediction that all estimators share."""
+class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
+    """The course of a fit, whatever the kind of network.
+
+    Parameters are fields of dataclasses: each is declared once, for all classes that have it, and
+    ``dataclass`` writes the constructors, which scikit-learn reads parameters from. A class has in
+    `_parameter_constraints` those of its own parameters.
+    """
 
     # Read by scikit-learn's HTML display, which shows texts of the docstring where it can link.
     _doc_link_module = "sklearn_convexbn"
     _doc_link_template = DOCUMENTATION_PAGES
     _doc_link_url_param_generator = documented_name
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **FIT_CONSTRAINTS,
-        "warm_start": ["boolean"],
-    }
+    #: Fitted attributes that some networks have and others have not.
+    _optional_attributes: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        alpha: float | str = "auto",
-        *,
-        n_components: int | float | None = None,
-        shrinkage: float | str = "eps",
-        activation: str = "relu",
-        patches: Patches | None = None,
-        solver: str | solvers.Solver = "auto",
-        n_gates: int | str = 256,
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 200,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-    ) -> None:
-        self.alpha = alpha
-        self.n_components = n_components
-        self.shrinkage = shrinkage
-        self.activation = activation
-        self.patches = patches
-        self.solver = solver
-        self.n_gates = n_gates
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.device = device
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
+    fit_intercept: bool
+    tol: float
+    max_iter: int
+    random_state: int | np.random.RandomState | None
+    classes_: np.ndarray
+    loss_: Loss
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.input_tags.three_d_array = self.patches is not None
-        return tags
+    @abstractmethod
+    def _flattened(self, X: Any, *, reset: bool) -> Any:
+        """Return what users pass as rows; `reset` in a fit."""
+
+    @abstractmethod
+    def _raw_predict(self, X: Any) -> Array:
+        """Return the network's output (n, C), where X is."""
 
     @abstractmethod
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -106,11 +90,105 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
     ) -> TrainingData:
         """Return validated data as canonical rows with encoded targets."""
 
+    @abstractmethod
+    def _fit_settings(self, shards: Shards) -> Any:
+        """Return the parameters of a fit."""
+
+    @abstractmethod
+    def _train(self, data: TrainingData, settings: Any, hooks: FitHooks) -> None:
+        """Solve the problem on canonical rows and set the fitted attributes."""
+
+    @abstractmethod
+    def _path(
+        self, data: TrainingData, settings: Any, alphas: np.ndarray, shared: Any
+    ) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield the fitted attributes for each of descending alphas, and whether a fit converged.
+
+        `shared` is what paths on the same rows share.
+        """
+
+    def _validated_together(
+        self, X: Any, y: Any, sample_weight: Any, shards: Shards
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Validate data, those on other processes with them."""
+        return self._validated(X, y, sample_weight)
+
     def _training_data(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
     ) -> TrainingData:
         """Return validated data encoded, rows that are images cut into patches."""
-        data = self._encode(X, y, sample_weight, shards)
+        return self._encode(X, y, sample_weight, shards)
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that no data could be trained with."""
+        constraints: dict[str, list[Any]] = {}
+        for each in reversed(type(self).__mro__):
+            constraints |= vars(each).get("_parameter_constraints", {})
+        check_parameters(self, constraints)
+
+    def _max_subtasks(self) -> int | None:
+        """Return how many parts of a fit callbacks see at most, None if only the data say."""
+        return int(self.max_iter)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
+        """Train the network; leave the estimator as it was if that fails."""
+        shards = current_shards()
+        with shards.raised_together():
+            self._check_parameters()
+            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self._max_subtasks())
+        with unchanged_on_failure(self), plain_torch():
+            validated = self._validated_together(X, y, sample_weight, shards)
+            with shards.in_step():
+                data = self._training_data(*validated, shards)
+                if len(data.classes):
+                    self.classes_ = data.classes
+                self._train(data, self._fit_settings(shards), hooks)
+        return self
+
+    def _set_fitted(self, attributes: dict[str, Any]) -> None:
+        """Publish a fit."""
+        for name in self._optional_attributes:
+            if hasattr(self, name):
+                delattr(self, name)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BaseConvexBN(BaseNetwork):
+    """Parameters, fitted attributes and prediction of networks with batch normalization."""
+
+    alpha: float | str = field(default="auto", kw_only=False)
+    n_components: int | float | None = None
+    shrinkage: float | str = "eps"
+    activation: str = "relu"
+    patches: Patches | None = None
+    solver: str | solvers.Solver = "auto"
+    n_gates: int | str = 256
+    fit_intercept: bool = True
+    tol: float = 0.1
+    max_iter: int = 200
+    device: str | None = None
+    warm_start: bool = False
+    random_state: int | np.random.RandomState | None = None
+    verbose: int | bool = 0
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **FIT_CONSTRAINTS,
+        "warm_start": ["boolean"],
+    }
+    _optional_attributes = ("gates_", "patches_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.three_d_array = self.patches is not None
+        return tags
+
+    def _training_data(
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+    ) -> TrainingData:
+        data = super()._training_data(X, y, sample_weight, shards)
         if self._image_shape is None or self.patches is None:
             return data
         return data.cut(patch_grid(self.patches, self._image_shape))
@@ -152,13 +230,12 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         return TrainingSettings.of(values)
 
     def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
-        """Solve the problem on canonical rows and set the fitted attributes."""
         settings = settings.on(data)
         alpha = float(settings.alpha)
         prepared = prepare(data, settings)
         _warn_of_lost_columns(prepared, getattr(self, "feature_names_in_", None))
         start = None
-        if getattr(self, "warm_start", False) and hasattr(self, "coefs_"):
+        if self.warm_start and hasattr(self, "coefs_"):
             start = prepared.start(self._network())
 
         def attributes(result: Result) -> dict[str, Any]:
@@ -168,6 +245,17 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
         trained = solve(prepared, settings, start=start, monitor=hooks)
         self._set_fitted(fitted_attributes(trained, alpha, data))
         hooks.end(lambda: attributes(trained.result))
+
+    def _path(
+        self,
+        data: TrainingData,
+        settings: TrainingSettings,
+        alphas: np.ndarray,
+        shared: Decomposition | None,
+    ) -> Iterator[tuple[dict[str, Any], bool]]:
+        path = train_path(data, settings, alphas, shared)
+        for alpha, trained in zip(alphas, path, strict=True):
+            yield fitted_attributes(trained, alpha, data), trained.result.converged
 
     def _network(self) -> Network:
         """Return the fitted network."""
@@ -192,14 +280,6 @@ class BaseConvexBN(CallbackSupportMixin, BaseEstimator, ABC):
             return X
         grid = self._cut()
         return X if grid is None else flattened(X, grid.image_shape)
-
-    def _set_fitted(self, attributes: dict[str, Any]) -> None:
-        """Publish a fit."""
-        for name in ("gates_", "patches_"):
-            if hasattr(self, name):
-                delattr(self, name)
-        for name, value in attributes.items():
-            setattr(self, name, value)
 
     def _raw_predict(self, X: Any) -> Array:
         """Return the network's output (n, C), where X is."""
@@ -269,20 +349,28 @@ def _warn_of_lost_columns(prepared: Prepared, names: np.ndarray | None) -> None:
     )
 
 
-def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dict[str, Any]:
-    """Return the fitted attributes of an estimator, in the units of y."""
-    network, result, whitening = trained.network, trained.result, trained.whitening
+def attributes_of(result: Result, data: TrainingData) -> dict[str, Any]:
+    """Return the fitted attributes that all kinds of networks have, in the units of y."""
     certificate = result.certificate.scaled(data.unit)
-    attributes = {
-        "coefs_": network.coefs,
-        "intercepts_": network.intercepts,
-        "batch_norm_": network.batch_norm,
+    return {
         "n_neurons_": len(result.neurons),
         "certificate_": certificate,
         "objective_": certificate.primal,
         "dual_gap_": certificate.gap,
         "n_iter_": result.n_iter,
         "history_": dict(result.history, objective=result.history["objective"] * data.unit),
+        "loss_": data.loss,
+    }
+
+
+def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dict[str, Any]:
+    """Return the fitted attributes of an estimator, in the units of y."""
+    network, whitening = trained.network, trained.whitening
+    attributes = {
+        **attributes_of(trained.result, data),
+        "coefs_": network.coefs,
+        "intercepts_": network.intercepts,
+        "batch_norm_": network.batch_norm,
         "solver_": trained.solver,
         "n_components_": whitening.n_components,
         "singular_values_": whitening.singular_values,
@@ -291,7 +379,6 @@ def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dic
         "damping_": whitening.damping,
         "alpha_": float(alpha),
         "weight_decay_": float(alpha) * data.unit / data.scale,
-        "loss_": data.loss,
     }
     if network.gates is not None:
         attributes["gates_"] = network.gates

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
 
-from sklearn_convexbn.data._encoding import (
-    TrainingData,
-    classification_data,
-    kind_of_target,
-    loss_for,
-    regression_data,
-)
-from sklearn_convexbn.data._validation import natural_array, validated_data
-from sklearn_convexbn.data._whitening import Whitening
-from sklearn_convexbn.fit._foreign import Layers, read_network
-from sklearn_convexbn.fit._network import Network, forward, neurons_of_network
-from sklearn_convexbn.fit._training import PROBLEM_CONSTRAINTS, state_problem
-from sklearn_convexbn.losses import LogLoss, loss_constraint, names_for, resolved_loss
-from sklearn_convexbn.losses._base import LOSSES, Loss
+from sklearn_convexbn.estimators._judged_problem import Stated, problem_of_network
+from sklearn_convexbn.fit._training import PROBLEM_CONSTRAINTS
+from sklearn_convexbn.losses import loss_constraint
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.program._arrangements import random_directions
-from sklearn_convexbn.program._problem import Certificate, Neurons, Problem, relative_gap
+from sklearn_convexbn.program._problem import Certificate, relative_gap
 from sklearn_convexbn.search._bound import Found, bounded_by_cones, proven
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn.support._device import plain_torch, resolve_device
 from sklearn_convexbn.support._sharding import refuse_shards
-
-#: Largest share of a hidden unit's values that the directions kept may fail to express.
-EXPRESSION_TOLERANCE = 1e-8
-
-#: So many roundings of the terms of a unit's sum may be lost besides.
-ROUNDINGS_OF_TERMS = 16
 
 #: A proven gap that is above the estimated one by at most so much takes its place.
 AGREEMENT = 1e-3
@@ -286,42 +269,32 @@ def certify(
     >>> near.gap <= 0.01
     True
     """
-    arguments = {
+    of_problem: dict[str, Any] = {
         "alpha": alpha,
         "loss": loss,
         "n_components": n_components,
         "shrinkage": shrinkage,
         "fit_intercept": fit_intercept,
+    }
+    of_search = {
         "effort": effort,
         "stationarity_tol": stationarity_tol,
         "random_state": random_state,
         "device": device,
         "verbose": verbose,
     }
-    check_arguments("certify", arguments, CONSTRAINTS)
+    check_arguments("certify", of_problem | of_search, CONSTRAINTS)
     refuse_shards("certify")
-    layers = read_network(network, X)
-    with_intercept = layers.setting("fit_intercept", fit_intercept, layers.has_output_bias)
-    data = _training_data(layers, X, y, sample_weight, loss, bool(with_intercept))
-    problem, whitening = state_problem(
-        data,
-        alpha=float(alpha),
-        fit_intercept=bool(with_intercept),
-        n_components=layers.setting("n_components_", n_components, None),
-        shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
-    )
-    neurons = _neurons(layers, data, problem, whitening)
+    stated = problem_of_network(network, X, y, sample_weight, **of_problem)
     n_starts, n_evaluations = _size_of(effort)
     judged = _searched(
-        problem,
-        whitening,
-        neurons,
+        stated,
         n_starts=n_starts,
         random_state=check_random_state(random_state),
         device=resolve_device(device),
         verbose=bool(verbose),
     )
-    return _certificate(judged, whitening, data.unit, stationarity_tol, n_evaluations)
+    return _certificate(judged, stationarity_tol, n_evaluations)
 
 
 def _size_of(effort: str | int) -> tuple[int, int]:
@@ -331,97 +304,6 @@ def _size_of(effort: str | int) -> tuple[int, int]:
     return int(effort), EFFORTS["quick"][1]
 
 
-def _training_data(
-    layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | Loss | None, fit_intercept: bool
-) -> TrainingData:
-    """Validate X and y, encode them as the estimators do and check that the network fits."""
-    loss = layers.setting("loss", loss, _default_loss(layers, y))
-    kind = kind_of_target(loss, natural_array(y, "y"))
-    if layers.estimator is not None:
-        kind = "labels" if is_classifier(layers.estimator) else "numbers"
-    labels = kind == "labels"
-    if isinstance(loss, str) and loss not in names_for(kind):
-        raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
-    chosen = resolved_loss(loss, kind)
-    X = layers.as_rows(X)
-    X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
-    n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
-    if X.shape[1] != n_features:
-        raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
-    if not labels:
-        data = regression_data(X, y, weights, fit_intercept=fit_intercept, loss=chosen)
-    else:
-        class_weight = layers.setting("class_weight", None, None)
-        data = classification_data(X, y, weights, loss=chosen, class_weight=class_weight)
-        if isinstance(chosen, LogLoss) and len(data.classes) == n_outputs == 2:
-            data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
-    _check_outputs(layers, data, loss)
-    return replace(data, patches=layers.patches)
-
-
-def _default_loss(layers: Layers, y: Any) -> str:
-    """Return the loss of an estimator's kind, or the one that y calls for."""
-    if layers.estimator is not None:
-        return "log_loss" if is_classifier(layers.estimator) else "squared_error"
-    return loss_for(natural_array(y, "y"))
-
-
-def _check_outputs(layers: Layers, data: TrainingData, loss: str | Loss) -> None:
-    """Refuse a network whose outputs are not those of the targets."""
-    trained = layers.setting("classes_", None, data.classes)
-    if not np.array_equal(trained, data.classes):
-        raise ValueError(
-            f"y has the classes {data.classes.tolist()}, but the network was trained on "
-            f"{np.asarray(trained).tolist()}."
-        )
-    n_outputs, needed = layers.coefs[1].shape[1], data.Y.shape[1]
-    if n_outputs != needed:
-        classes = f"{len(data.classes)} classes" if len(data.classes) else f"{needed} columns"
-        raise ValueError(
-            f"The network has {n_outputs} outputs, but loss={loss!r} for the {classes} of y needs "
-            f"{needed}. (For a regression target of integers pass loss='squared_error'.)"
-        )
-
-
-def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Whitening) -> Neurons:
-    """Return the network in the whitened coordinates, where it computes the same function."""
-    images = data.rows.on_cpu()
-    rows, weights = images.to_array(), data.weights
-    if data.patches is not None:
-        rows, weights = data.patches.rows(images).to_array(), data.patches.weights(weights)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        network = layers.folded(rows, weights)
-        output = forward(images, network.coefs, network.intercepts, patches=data.patches)
-    if not np.isfinite(output).all():
-        raise ValueError("The network's output on X is not finite.")
-    _check_expressible(network, rows, whitening)
-    neurons = neurons_of_network(network, whitening, target=data.target)
-    if not problem.fit_intercept and neurons.intercept.any():
-        raise ValueError(
-            "The network has an output bias, which is not part of the problem with "
-            "fit_intercept=False."
-        )
-    return neurons
-
-
-def _check_expressible(network: Network, X: np.ndarray, whitening: Whitening) -> None:
-    """Refuse hidden units that depend on directions of X outside the whitening."""
-    W = network.coefs[0]
-    values = np.abs(X @ W + network.intercepts[0]).max(axis=0)
-    centred = X - whitening.mean
-    lost = np.abs(centred @ (W - whitening.projected(W))).max(axis=0)
-    # On nearly equal columns weights are large and cancel: rounding is relative to the terms.
-    rounding = np.finfo(float).eps * (np.abs(centred) @ np.abs(W)).max(axis=0)
-    beyond = lost > EXPRESSION_TOLERANCE * values + ROUNDINGS_OF_TERMS * rounding
-    if beyond.any():
-        raise ValueError(
-            f"{beyond.sum()} of {len(beyond)} hidden units depend on directions of X that are not "
-            f"among the {whitening.n_components} kept, so the network is none of the problem's. "
-            "Keep more with n_components (None for all), or train the network on X projected "
-            "to these directions."
-        )
-
-
 class _Judged(NamedTuple):
     """A network, its dual point (n, C) and the largest correlations that were found there.
 
@@ -429,8 +311,7 @@ class _Judged(NamedTuple):
     correlation of its own arrangements.
     """
 
-    problem: Problem
-    neurons: Neurons
+    stated: Stated
     Lambda: np.ndarray
     found: Found
     own: float
@@ -439,9 +320,7 @@ class _Judged(NamedTuple):
 
 
 def _searched(
-    problem: Problem,
-    whitening: Whitening,
-    neurons: Neurons,
+    stated: Stated,
     *,
     n_starts: int,
     random_state: np.random.RandomState,
@@ -450,6 +329,8 @@ def _searched(
 ) -> _Judged:
     """Search for violators of the network's dual point."""
     from sklearn_convexbn.search._verification import independent_search
+
+    problem, neurons = stated.problem, stated.neurons
 
     def tell(done: int, largest: float) -> None:
         excess = max(0.0, largest / problem.alpha - 1.0)
@@ -460,7 +341,7 @@ def _searched(
     of_own = Found(problem.correlations(Lambda, direction[:, None]), direction[:, None])
     verification = independent_search(
         problem.units.on(device),
-        partial(random_directions, whitening, random_state=random_state),
+        partial(random_directions, stated.whitening, random_state=random_state),
         Lambda,
         neurons.directions.T,
         n_starts=n_starts,
@@ -468,12 +349,12 @@ def _searched(
         progress=tell if verbose else None,
     )
     found = verification.found.joined(of_own)
-    return _Judged(problem, neurons, Lambda, found, own, n_starts, verification.n_hits)
+    return _Judged(stated, Lambda, found, own, n_starts, verification.n_hits)
 
 
 def _with_proof(judged: _Judged, n_evaluations: int) -> Found:
     """Return what was found with the least bound that is affordable to prove."""
-    problem, found = judged.problem, judged.found
+    problem, found = judged.stated.problem, judged.found
     found = found.joined(proven(problem, judged.Lambda))
     if found.is_tight:
         return found
@@ -492,18 +373,14 @@ def _with_proof(judged: _Judged, n_evaluations: int) -> Found:
 
 
 def _certificate(
-    judged: _Judged,
-    whitening: Whitening,
-    unit: float,
-    stationarity_tol: float,
-    n_evaluations: int,
+    judged: _Judged, stationarity_tol: float, n_evaluations: int
 ) -> NetworkCertificate:
     """Scale the dual point to what was found, and to what can be proven."""
-    problem, Lambda = judged.problem, judged.Lambda
+    (problem, whitening, neurons, unit), Lambda = judged.stated, judged.Lambda
     found = _with_proof(judged, n_evaluations)
     largest = max(judged.own, float(found.values.max()))
     q = found.directions[:, found.values.argmax()]
-    primal = problem.objective(judged.neurons)
+    primal = problem.objective(neurons)
     dual = problem.dual_value(Lambda, largest)
     cautious_dual = problem.cautious_dual_value(Lambda, largest)
     bound = max(largest, found.bound)  # infinite if nothing is proven: a dual value of zero

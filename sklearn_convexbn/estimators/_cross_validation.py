@@ -1,51 +1,34 @@
-"""The choice of alpha, shrinkage and n_components by cross-validation along warm-started paths."""
+"""Choice by cross-validation along warm-started paths of alphas, whatever the kind of network."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import replace
-from itertools import product
-from numbers import Integral, Real
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from sklearn.base import is_classifier
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, check_scoring, get_scorer_names, mean_squared_error
 from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_convexbn.data._encoding import TrainingData
-from sklearn_convexbn.data._whitening import Decomposition
-from sklearn_convexbn.estimators._base import BaseConvexBN, fitted_attributes, unchanged_on_failure
-from sklearn_convexbn.estimators._path import (
-    ALPHA_CONSTRAINTS,
-    alpha_grid,
-    check_alphas,
-    largest_alpha,
-)
+from sklearn_convexbn.estimators._base import BaseNetwork, unchanged_on_failure
+from sklearn_convexbn.estimators._path import ALPHA_CONSTRAINTS, alpha_grid, check_alphas
 from sklearn_convexbn.fit._callbacks import FitHooks
-from sklearn_convexbn.fit._training import (
-    FIT_CONSTRAINTS,
-    TrainingSettings,
-    decomposed,
-    train_path,
-)
 from sklearn_convexbn.support._arrays import on_cpu
 from sklearn_convexbn.support._compat import (
-    Interval,
     StrOptions,
-    check_arguments,
-    check_parameters,
     parameters_of_rows,
     routed_parameters,
+    weighted_scorer,
 )
 from sklearn_convexbn.support._device import plain_torch
 from sklearn_convexbn.support._sharding import refuse_shards
-from sklearn_convexbn.support._warnings import warn_caller
 
 #: Largest seed drawn for the searches of all folds.
 LARGEST_SEED = np.iinfo(np.int32).max
@@ -57,13 +40,6 @@ class _Fold(NamedTuple):
     train: np.ndarray
     test: np.ndarray
     weight: float
-
-
-class _Setting(NamedTuple):
-    """What one path of alphas has of its own."""
-
-    n_components: int | float | None
-    shrinkage: float | str
 
 
 class _FoldPath(NamedTuple):
@@ -79,23 +55,27 @@ class _FoldPath(NamedTuple):
     n_unconverged: int
 
 
-class BaseConvexBNCV(BaseConvexBN):
-    """The choice of alpha, shrinkage and n_components that both estimators share."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class BaseCV(BaseNetwork):
+    """The search over alphas, and settings of each kind of network, by cross-validation."""
+
+    alphas: int | Any = field(default=5, kw_only=False)
+    eps: float = 1e-2
+    cv: Any = None
+    n_jobs: int | None = None
+
+    # These the search decides by itself.
+    alpha: Any = field(init=False)
+    warm_start: bool = field(default=False, init=False)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **{name: FIT_CONSTRAINTS[name] for name in FIT_CONSTRAINTS if name != "alpha"},
         **ALPHA_CONSTRAINTS,
-        "n_components": [*FIT_CONSTRAINTS["n_components"], "array-like"],
-        "shrinkage": [*FIT_CONSTRAINTS["shrinkage"], "array-like"],
-        "fold_tol": [Interval(Real, 0, None, closed="left")],
-        "patience": [Interval(Integral, 1, None, closed="left"), None],
-        "selection": [StrOptions({"best", "one_standard_error"})],
         "cv": ["cv_object"],
         "n_jobs": [Integral, None],
     }
 
     #: The estimator without cross-validation.
-    _plain: ClassVar[type[BaseConvexBN]]
+    _plain: ClassVar[type[BaseNetwork]]
     #: Name of the attribute that holds the scores, and whether the larger are the better.
     _scores_name: ClassVar[str]
     _sign: ClassVar[float]
@@ -104,11 +84,34 @@ class BaseConvexBNCV(BaseConvexBN):
     def _scorer(self, model: Any) -> Callable[..., float]:
         """Return the function ``score(model, X, y, **params)`` of a fold."""
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, params: dict[str, Any]) -> Self:
-        """Choose alpha and the setting by cross-validation and train on all rows."""
-        check_parameters(self, self._parameter_constraints)
+    @abstractmethod
+    def _settings(self, values: dict[str, Any]) -> list[Any]:
+        """Return the settings of fits to try, for parameters that all of them have."""
+
+    @abstractmethod
+    def _publish(self, tables: dict[str, np.ndarray], row: int, column: int) -> None:
+        """Publish the paths' columns, each (n_settings, n_alphas, n_folds), and what was chosen."""
+
+    @abstractmethod
+    def _largest_alpha(self, data: TrainingData, settings: list[Any]) -> float:
+        """Return the alpha that a grid begins with."""
+
+    def _shared(self, data: TrainingData, settings: list[Any]) -> Any:
+        """Return what paths of all settings on the same rows have in common, found once."""
+
+    @property
+    def _patience(self) -> int | None:
+        """Number of alphas after which a path in a fold ends early; None for no such end."""
+        return None
+
+    def _column(self, means: np.ndarray, scores: np.ndarray, best: int) -> int:
+        """Return the alpha to take for means (n_alphas,) of scores (n_alphas, n_folds)."""
+        return best
+
+    def _search(self, X: Any, y: Any, sample_weight: Any, params: dict[str, Any]) -> Self:
+        """Choose by cross-validation and train on all rows."""
         refuse_shards(type(self).__name__)
-        grid = self._grid()
+        self._check_parameters()
         alphas = None if isinstance(self.alphas, Integral) else check_alphas(self.alphas)
         routed = routed_parameters(self, params, sample_weight)
         hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=2)
@@ -119,58 +122,55 @@ class BaseConvexBNCV(BaseConvexBN):
                 scored = {**scored, "sample_weight": weights}
             X = on_cpu(X)
             data = self._training_data(X, y, weights)
-            if is_classifier(self):
+            if len(data.classes):
                 self.classes_ = data.classes
-            splits = check_cv(self.cv, y, classifier=is_classifier(self))
+            splits = check_cv(self.cv, y, classifier=bool(len(data.classes)))
             folds = _folds(splits.split(X, y, **routed.splitter.split), y, weights, data.classes)
-            settings = self._settings(grid)
+            own = {"random_state": self._seed(), "provisional": True}
+            settings = self._settings({**self.get_params(deep=False), **own})
             if alphas is None:
-                whole = decomposed(data, settings)
-                largest = max(largest_alpha(data, each.fresh(), whole) for each in settings)
+                largest = self._largest_alpha(data, settings)
                 alphas = alpha_grid(largest, int(self.alphas), self.eps)
             search = hooks.subtask("cross-validation")
-            model = self._model()
-            score = self._scorer(model)
-            course = _Course(model, alphas, score, self._sign, self.patience)
-            tasks = _tasks(course, settings, folds, (X, y, weights), scored)
+            tasks = self._tasks(settings, alphas, folds, (X, y, weights), scored)
             paths = Parallel(n_jobs=self.n_jobs)(tasks)
             search.end()
-            self._choose(paths, grid, alphas, folds)
-            chosen = replace(settings[self.best_index_[0]].fresh(), alpha=self.alpha_)
-            refit = hooks.subtask("refit", max_subtasks=self.max_iter)
-            self._train(data, replace(chosen, provisional=False, tol=self.tol), refit)
+            row = self._choose(paths, alphas, folds)
+            refit = hooks.subtask("refit", max_subtasks=self._max_subtasks())
+            self._train(data, self._final(settings[row]), refit)
             hooks.end()
         return self
 
-    def _grid(self) -> list[_Setting]:
-        """Return the settings of n_components and shrinkage to try."""
-        return [_Setting(*each) for each in product(*map(self._listed, _Setting._fields))]
-
-    def _listed(self, name: str) -> list[Any]:
-        """Return the values to try of a parameter that is one or a list."""
-        given: Any = getattr(self, name)
-        values = [given] if given is None or np.ndim(given) == 0 else list(given)
-        if not values:
-            raise ValueError(f"{name} is an empty list: there is nothing to choose from.")
-        for value in values:
-            allowed = {name: FIT_CONSTRAINTS[name]}
-            check_arguments(type(self).__name__, {name: value}, allowed)
-        return values
-
-    def _settings(self, grid: list[_Setting]) -> list[TrainingSettings]:
-        """Return the settings of provisional fits for each of `grid`, all of one seed."""
+    def _seed(self) -> int:
+        """Return the seed of the searches of all fits."""
         seed = self.random_state
-        if not isinstance(seed, Integral):
-            seed = check_random_state(seed).randint(LARGEST_SEED)
-        own = {"alpha": 1.0, "random_state": seed, "provisional": True}
-        own["tol"] = max(self.tol, self.fold_tol)
-        values = {**self.get_params(deep=False), **own}
-        return [TrainingSettings.of({**values, **each._asdict()}) for each in grid]
+        if isinstance(seed, Integral):
+            return int(seed)
+        return int(check_random_state(seed).randint(LARGEST_SEED))
+
+    def _tasks(
+        self,
+        settings: list[Any],
+        alphas: np.ndarray,
+        folds: list[_Fold],
+        rows: tuple[Any, np.ndarray, np.ndarray],
+        params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Yield the paths to train, fold by fold."""
+        X, y, weights = rows
+        model = self._model()
+        course = _Course(model, alphas, self._scorer(model), self._sign, self._patience)
+        for fold in folds:
+            train, test = fold.train, fold.test
+            data = model._training_data(X[train], y[train], weights[train])
+            of_test = parameters_of_rows(X, params, test)
+            held = _FoldData(data, self._shared(data, settings), X[test], y[test], of_test)
+            for each in settings:
+                yield delayed(_fold_path)(course, held, each)
 
     def _model(self) -> Any:
         """Return a plain estimator of the same parameters, with what it needs to predict."""
-        own = self.get_params(deep=False)
-        model = self._plain()
+        own, model = self.get_params(deep=False), self._plain()
         model.set_params(
             **{name: own[name] for name in model.get_params(deep=False) if name in own}
         )
@@ -179,52 +179,31 @@ class BaseConvexBNCV(BaseConvexBN):
                 setattr(model, name, getattr(self, name))
         return model
 
-    def _choose(
-        self,
-        paths: list[_FoldPath],
-        grid: list[_Setting],
-        alphas: np.ndarray,
-        folds: list[_Fold],
-    ) -> None:
-        """Publish the paths' arrays (n_grid, n_alphas, n_folds) and what they say is best."""
-        shape = (len(folds), len(grid), len(alphas))
-
-        def table(column: str) -> np.ndarray:
-            values = [getattr(path, column) for path in paths]
-            return np.array(values).reshape(shape).transpose(1, 2, 0)
-
-        scores = table("scores")
-        setattr(self, self._scores_name, scores)
-        self.n_neurons_path_, self.objective_path_ = table("n_neurons"), table("objectives")
-        self.alphas_ = alphas
-        self.n_components_grid_ = [each.n_components for each in grid]
-        self.shrinkage_grid_ = [each.shrinkage for each in grid]
-        weights = [fold.weight for fold in folds]
+    def _choose(self, paths: list[_FoldPath], alphas: np.ndarray, folds: list[_Fold]) -> int:
+        """Publish the paths and what they say is best; return the number of its setting."""
+        shape = (len(folds), -1, len(alphas))
+        columns = {
+            name: np.array([getattr(path, name) for path in paths])
+            for name in ("scores", "n_neurons", "objectives")
+        }
+        tables = {name: a.reshape(shape).transpose(1, 2, 0) for name, a in columns.items()}
+        scores, weights = tables["scores"], [fold.weight for fold in folds]
         means = self._sign * np.average(scores, axis=2, weights=weights)
         if np.isnan(means).all():
             raise ValueError(
                 "Every candidate has a fold whose score is NaN: nothing can be chosen."
             )
         means = np.where(np.isnan(means), -np.inf, means)
-        row, column = np.unravel_index(means.argmax(), means.shape)
-        if self.selection == "one_standard_error" and len(folds) > 1:
-            error = scores[row, column].std(ddof=1) / np.sqrt(len(folds))
-            column = np.flatnonzero(means[row] >= means[row, column] - error)[0]
-        self.best_index_ = int(row), int(column)
-        self.alpha_ = float(alphas[column])
-        self._warn(sum(path.n_unconverged for path in paths), sum(path.n_fits for path in paths))
+        row, best = map(int, np.unravel_index(means.argmax(), means.shape))
+        column = self._column(means[row], scores[row], best)
+        self.alphas_, self.alpha_ = alphas, float(alphas[column])
+        self._publish(tables, row, column)
+        return row
 
-    def _warn(self, n_unconverged: int, n_fits: int) -> None:
-        """Warn once of fits in the folds that did not reach the tolerance."""
-        if n_unconverged:
-            warn_caller(
-                f"{n_unconverged} of {n_fits} fits of the cross-validation stopped after "
-                f"max_iter={self.max_iter} rounds or stalled with a relative duality gap above "
-                f"{max(self.tol, self.fold_tol):g}, the larger one of tol and fold_tol. Their "
-                "scores are those of usable networks. Increase max_iter, fold_tol or eps, or give "
-                "larger alphas.",
-                ConvergenceWarning,
-            )
+    def _final(self, settings: Any) -> Any:
+        """Return the settings of the last fit, for those of the setting chosen."""
+        own = {"alpha": self.alpha_} if hasattr(settings, "alpha") else {}
+        return replace(settings.fresh(), provisional=False, tol=self.tol, **own)
 
     def get_metadata_routing(self) -> MetadataRouter:
         """Return how metadata reach the splitter (and the scorer).
@@ -245,6 +224,34 @@ class BaseConvexBNCV(BaseConvexBN):
                 method_mapping=MethodMapping().add(caller="fit", callee="score"),
             )
         )
+
+
+class NumbersCV:
+    """Choice by the mean squared error."""
+
+    _scores_name = "mse_path_"
+    _sign = -1.0
+
+    def _scorer(self, model: Any) -> Callable[..., float]:
+        return weighted_scorer(mean_squared_error)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class LabelsCV:
+    """Choice by a score, the accuracy unless another is asked for."""
+
+    scoring: str | Callable[..., float] | None = None
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+    }
+    _scores_name = "scores_"
+    _sign = 1.0
+
+    def _scorer(self, model: Any) -> Callable[..., float]:
+        if self.scoring is None:
+            return weighted_scorer(accuracy_score)
+        return check_scoring(model, self.scoring)
 
 
 def _folds(splits: Any, y: np.ndarray, weights: np.ndarray, classes: np.ndarray) -> list[_Fold]:
@@ -294,45 +301,26 @@ class _Course(NamedTuple):
 
 
 class _FoldData(NamedTuple):
-    """Training rows of a fold with their decomposition, and test rows with what scores them."""
+    """Training rows of a fold with what their paths share, and test rows with what scores them."""
 
     training: TrainingData
-    decomposition: Decomposition
+    shared: Any
     X: Any
     y: np.ndarray
     params: dict[str, Any]
 
 
-def _tasks(
-    course: _Course,
-    settings: list[TrainingSettings],
-    folds: list[_Fold],
-    rows: tuple[Any, np.ndarray, np.ndarray],
-    params: dict[str, Any],
-) -> Iterator[Any]:
-    """Yield the paths to train, fold by fold; one decomposition serves all settings of a fold."""
-    X, y, weights = rows
-    for fold in folds:
-        train, test = fold.train, fold.test
-        data = course.model._training_data(X[train], y[train], weights[train])
-        of_test = parameters_of_rows(X, params, test)
-        held = _FoldData(data, decomposed(data, settings), X[test], y[test], of_test)
-        for each in settings:
-            yield delayed(_fold_path)(course, held, each)
-
-
-def _fold_path(course: _Course, fold: _FoldData, settings: TrainingSettings) -> _FoldPath:
+def _fold_path(course: _Course, fold: _FoldData, settings: Any) -> _FoldPath:
     """Train along the path on the fold's training rows and score on its test rows."""
     scores, n_neurons, objectives, n_unconverged = [], [], [], 0
-    path = train_path(fold.training, settings.fresh(), course.alphas, fold.decomposition)
-    for alpha, trained in zip(course.alphas, path, strict=False):
+    path = course.model._path(fold.training, settings.fresh(), course.alphas, fold.shared)
+    for attributes, converged in path:
         model = copy(course.model)
-        attributes = fitted_attributes(trained, alpha, fold.training)
         model._set_fitted(attributes)
         scores.append(float(course.score(model, fold.X, fold.y, **fold.params)))
         n_neurons.append(attributes["n_neurons_"])
         objectives.append(attributes["objective_"])
-        n_unconverged += not trained.result.converged
+        n_unconverged += not converged
         if course.patience is not None and _has_turned(scores, course.sign, course.patience):
             break
     n_fits, rest = len(scores), len(course.alphas) - len(scores)

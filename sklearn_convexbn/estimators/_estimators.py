@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
-import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 
-from sklearn_convexbn import solvers
-from sklearn_convexbn.data._patches import Patches
-from sklearn_convexbn.estimators._base import BaseConvexBN, unchanged_on_failure
+from sklearn_convexbn.estimators._base import BaseConvexBN
 from sklearn_convexbn.estimators._targets import LabelsMixin, NumbersMixin
-from sklearn_convexbn.fit._callbacks import FitHooks
-from sklearn_convexbn.losses import loss_constraint
-from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.support._compat import StrOptions, check_parameters, with_callbacks
-from sklearn_convexbn.support._device import plain_torch
-from sklearn_convexbn.support._sharding import current_shards
+from sklearn_convexbn.support._compat import with_callbacks
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network for regression, trained in convex form.
 
@@ -181,48 +175,6 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseConvexBN._parameter_constraints,
-        "loss": loss_constraint("numbers"),
-    }
-
-    def __init__(
-        self,
-        alpha: float | str = "auto",
-        *,
-        n_components: int | float | None = None,
-        shrinkage: float | str = "eps",
-        activation: str = "relu",
-        patches: Patches | None = None,
-        solver: str | solvers.Solver = "auto",
-        n_gates: int | str = 256,
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 200,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-        loss: str | Loss = "squared_error",
-    ) -> None:
-        super().__init__(
-            alpha,
-            n_components=n_components,
-            shrinkage=shrinkage,
-            activation=activation,
-            patches=patches,
-            solver=solver,
-            n_gates=n_gates,
-            fit_intercept=fit_intercept,
-            tol=tol,
-            max_iter=max_iter,
-            device=device,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.loss = loss
-
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
@@ -245,16 +197,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
             For invalid parameters or data, or a solver that does not handle the problem. The
             estimator then stays as it was.
         """
-        shards = current_shards()
-        with shards.raised_together():
-            check_parameters(self, self._parameter_constraints)
-            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self), plain_torch():
-            validated = self._validated_together(X, y, sample_weight, shards)
-            with shards.in_step():
-                data = self._training_data(*validated, shards)
-                self._train(data, self._fit_settings(shards), hooks)
-        return self
+        return self._fit(X, y, sample_weight)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -263,6 +206,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         return tags
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network classifier, trained in convex form.
 
@@ -428,51 +372,6 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseConvexBN._parameter_constraints,
-        "loss": loss_constraint("labels"),
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-    }
-
-    def __init__(
-        self,
-        alpha: float | str = "auto",
-        *,
-        n_components: int | float | None = None,
-        shrinkage: float | str = "eps",
-        activation: str = "relu",
-        patches: Patches | None = None,
-        solver: str | solvers.Solver = "auto",
-        n_gates: int | str = 256,
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 200,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-        loss: str | Loss = "log_loss",
-        class_weight: dict[Any, float] | str | None = None,
-    ) -> None:
-        super().__init__(
-            alpha,
-            n_components=n_components,
-            shrinkage=shrinkage,
-            activation=activation,
-            patches=patches,
-            solver=solver,
-            n_gates=n_gates,
-            fit_intercept=fit_intercept,
-            tol=tol,
-            max_iter=max_iter,
-            device=device,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.loss = loss
-        self.class_weight = class_weight
-
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
@@ -496,14 +395,4 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
             For invalid parameters or data, fewer than two classes, or a solver that does not
             handle the problem. The estimator then stays as it was.
         """
-        shards = current_shards()
-        with shards.raised_together():
-            check_parameters(self, self._parameter_constraints)
-            hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self), plain_torch():
-            validated = self._validated_together(X, y, sample_weight, shards)
-            with shards.in_step():
-                data = self._training_data(*validated, shards)
-                self.classes_ = data.classes
-                self._train(data, self._fit_settings(shards), hooks)
-        return self
+        return self._fit(X, y, sample_weight)

@@ -1,22 +1,127 @@
-"""Cross-validated estimators: parameters and what they score by."""
+"""Cross-validated estimators of networks with batch normalization, and their grid of settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from itertools import product
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from sklearn.metrics import accuracy_score, check_scoring, get_scorer_names, mean_squared_error
+from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_convexbn import solvers
-from sklearn_convexbn.data._patches import Patches
-from sklearn_convexbn.estimators._cross_validation import BaseConvexBNCV
+from sklearn_convexbn.data._encoding import TrainingData
+from sklearn_convexbn.data._whitening import Decomposition
+from sklearn_convexbn.estimators._base import BaseConvexBN
+from sklearn_convexbn.estimators._cross_validation import BaseCV, LabelsCV, NumbersCV
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
-from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.support._compat import StrOptions, weighted_scorer, with_callbacks
+from sklearn_convexbn.estimators._path import largest_alpha
+from sklearn_convexbn.fit._training import FIT_CONSTRAINTS, TrainingSettings, decomposed
+from sklearn_convexbn.support._compat import (
+    Interval,
+    StrOptions,
+    check_arguments,
+    with_callbacks,
+)
+from sklearn_convexbn.support._warnings import warn_caller
 
 
-class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
+class _Setting(NamedTuple):
+    """What one path of alphas has of its own."""
+
+    n_components: int | float | None
+    shrinkage: float | str
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BaseConvexBNCV(BaseCV, BaseConvexBN):
+    """The choice of alpha, shrinkage and n_components that both estimators share."""
+
+    alphas: int | Any = field(default=30, kw_only=False)
+    eps: float = 1e-3
+    n_components: int | float | list[Any] | None = None  # type: ignore[assignment]
+    shrinkage: float | str | list[Any] = "eps"  # type: ignore[assignment]
+    fold_tol: float = 0.1
+    patience: int | None = None
+    selection: str = "best"
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [*FIT_CONSTRAINTS["n_components"], "array-like"],
+        "shrinkage": [*FIT_CONSTRAINTS["shrinkage"], "array-like"],
+        "fold_tol": [Interval(Real, 0, None, closed="left")],
+        "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "selection": [StrOptions({"best", "one_standard_error"})],
+    }
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._grid()
+
+    def _grid(self) -> list[_Setting]:
+        """Return the settings of n_components and shrinkage to try."""
+        return [_Setting(*each) for each in product(*map(self._listed, _Setting._fields))]
+
+    def _listed(self, name: str) -> list[Any]:
+        """Return the values to try of a parameter that is one or a list."""
+        given: Any = getattr(self, name)
+        values = [given] if given is None or np.ndim(given) == 0 else list(given)
+        if not values:
+            raise ValueError(f"{name} is an empty list: there is nothing to choose from.")
+        for value in values:
+            allowed = {name: FIT_CONSTRAINTS[name]}
+            check_arguments(type(self).__name__, {name: value}, allowed)
+        return values
+
+    @property
+    def _patience(self) -> int | None:
+        return self.patience
+
+    def _settings(self, values: dict[str, Any]) -> list[TrainingSettings]:
+        values = {**values, "alpha": 1.0, "tol": max(self.tol, self.fold_tol)}
+        return [TrainingSettings.of({**values, **each._asdict()}) for each in self._grid()]
+
+    def _shared(self, data: TrainingData, settings: list[TrainingSettings]) -> Decomposition:
+        return decomposed(data, settings)
+
+    def _largest_alpha(self, data: TrainingData, settings: list[TrainingSettings]) -> float:
+        whole = decomposed(data, settings)
+        return max(largest_alpha(data, each.fresh(), whole) for each in settings)
+
+    def _column(self, means: np.ndarray, scores: np.ndarray, best: int) -> int:
+        n_folds = scores.shape[1]
+        if self.selection == "best" or n_folds == 1:
+            return best
+        error = scores[best].std(ddof=1) / np.sqrt(n_folds)
+        return int(np.flatnonzero(means >= means[best] - error)[0])
+
+    def _publish(self, tables: dict[str, np.ndarray], row: int, column: int) -> None:
+        grid = self._grid()
+        setattr(self, self._scores_name, tables["scores"])
+        self.n_neurons_path_, self.objective_path_ = tables["n_neurons"], tables["objectives"]
+        self.n_components_grid_ = [each.n_components for each in grid]
+        self.shrinkage_grid_ = [each.shrinkage for each in grid]
+        self.best_index_ = row, column
+
+    def _choose(self, paths: list[Any], *args: Any) -> int:
+        row = super()._choose(paths, *args)
+        self._warn(sum(path.n_unconverged for path in paths), sum(path.n_fits for path in paths))
+        return row
+
+    def _warn(self, n_unconverged: int, n_fits: int) -> None:
+        """Warn once of fits in the folds that did not reach the tolerance."""
+        if n_unconverged:
+            warn_caller(
+                f"{n_unconverged} of {n_fits} fits of the cross-validation stopped after "
+                f"max_iter={self.max_iter} rounds or stalled with a relative duality gap above "
+                f"{max(self.tol, self.fold_tol):g}, the larger one of tol and fold_tol. Their "
+                "scores are those of usable networks. Increase max_iter, fold_tol or eps, or give "
+                "larger alphas.",
+                ConvergenceWarning,
+            )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     """Regression with alpha, shrinkage and n_components chosen by cross-validation.
 
     In each fold, and for each setting of `n_components` and `shrinkage`, networks are trained along
@@ -32,9 +137,6 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
         Number of alphas, geometrically spaced from the largest useful one
         (:func:`alpha_max`, over all settings) down, or the alphas themselves: positive,
         strictly descending. All folds and all settings share them.
-
-    eps : float, default=1e-3
-        Smallest alpha divided by the largest, where `alphas` is a number.
 
     n_components : int, float, None or list of these, default=None
         Settings to choose from: numbers of leading singular directions of X, shares of its
@@ -67,26 +169,6 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     max_iter : int, default=200
         Largest number of rounds of each fit.
 
-    fold_tol : float, default=0.1
-        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
-        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
-
-    patience : int or None, default=None
-        Number of alphas after which a path in a fold ends early: so many in succession have scored
-        below its best, none better than the one before. What is left out has NaN for scores and is
-        not chosen. None follows every path to its end.
-
-    cv : int, cross-validation generator or iterable, default=None
-        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
-        five.
-
-    n_jobs : int or None, default=None
-        Paths (one for each fold and setting) trained at a time, by joblib.
-
-    selection : {"best", "one_standard_error"}, default="best"
-        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
-        within one standard error (over the folds) of the best.
-
     device : str or None, default=None
         Where solvers that use torch compute.
 
@@ -99,6 +181,29 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
         As in :class:`ConvexBNRegressor`. Scores are mean squared errors of predictions whatever
         the loss.
+
+    eps : float, default=1e-3
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
+        five.
+
+    n_jobs : int or None, default=None
+        Paths (one for each fold and setting) trained at a time, by joblib.
+
+    fold_tol : float, default=0.1
+        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
+        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
+
+    selection : {"best", "one_standard_error"}, default="best"
+        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
+        within one standard error (over the folds) of the best.
 
     Attributes
     ----------
@@ -141,58 +246,7 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
     (2, 5, 3)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseConvexBNCV._parameter_constraints,
-        "loss": ConvexBNRegressor._parameter_constraints["loss"],
-    }
     _plain = ConvexBNRegressor
-    _scores_name = "mse_path_"
-    _sign = -1.0
-
-    def __init__(
-        self,
-        alphas: int | Any = 30,
-        *,
-        eps: float = 1e-3,
-        n_components: int | float | list[Any] | None = None,
-        shrinkage: float | str | list[Any] = "eps",
-        activation: str = "relu",
-        patches: Patches | None = None,
-        solver: str | solvers.Solver = "auto",
-        n_gates: int | str = 256,
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 200,
-        fold_tol: float = 0.1,
-        patience: int | None = None,
-        cv: Any = None,
-        n_jobs: int | None = None,
-        selection: str = "best",
-        device: str | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-        loss: str | Loss = "squared_error",
-    ) -> None:
-        self.alphas = alphas
-        self.eps = eps
-        self.loss = loss
-        self.n_components = n_components  # type: ignore[assignment]
-        self.shrinkage = shrinkage  # type: ignore[assignment]
-        self.activation = activation
-        self.patches = patches
-        self.solver = solver
-        self.n_gates = n_gates
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.fold_tol = fold_tol
-        self.patience = patience
-        self.cv = cv
-        self.n_jobs = n_jobs
-        self.selection = selection
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
@@ -219,13 +273,11 @@ class ConvexBNRegressorCV(BaseConvexBNCV, ConvexBNRegressor):
             descending, or folds that cannot be trained on. The
             estimator then stays as it was.
         """
-        return self._fit(X, y, sample_weight, params)
-
-    def _scorer(self, model: Any) -> Callable[..., float]:
-        return weighted_scorer(mean_squared_error)
+        return self._search(X, y, sample_weight, params)
 
 
-class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
+@dataclass(kw_only=True, eq=False, repr=False)
+class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     """Classification with alpha, shrinkage and n_components chosen by cross-validation.
 
     In each fold, and for each setting of `n_components` and `shrinkage`, networks are trained along
@@ -241,9 +293,6 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
         Number of alphas, geometrically spaced from the largest useful one
         (:func:`alpha_max`, over all settings) down, or the alphas themselves: positive,
         strictly descending. All folds and all settings share them.
-
-    eps : float, default=1e-3
-        Smallest alpha divided by the largest, where `alphas` is a number.
 
     n_components : int, float, None or list of these, default=None
         Settings to choose from: numbers of leading singular directions of X, shares of its
@@ -276,29 +325,6 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
     max_iter : int, default=200
         Largest number of rounds of each fit.
 
-    fold_tol : float, default=0.1
-        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
-        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
-
-    patience : int or None, default=None
-        Number of alphas after which a path in a fold ends early: so many in succession have scored
-        below its best, none better than the one before. What is left out has NaN for scores and is
-        not chosen. None follows every path to its end.
-
-    cv : int, cross-validation generator or iterable, default=None
-        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
-        five.
-
-    scoring : str, callable or None, default=None
-        Score to maximise, as in scikit-learn; None is the accuracy.
-
-    n_jobs : int or None, default=None
-        Paths (one for each fold and setting) trained at a time, by joblib.
-
-    selection : {"best", "one_standard_error"}, default="best"
-        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
-        within one standard error (over the folds) of the best.
-
     device : str or None, default=None
         Where solvers that use torch compute.
 
@@ -313,6 +339,32 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
 
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in every fit.
+
+    eps : float, default=1e-3
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
+        five.
+
+    n_jobs : int or None, default=None
+        Paths (one for each fold and setting) trained at a time, by joblib.
+
+    fold_tol : float, default=0.1
+        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
+        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
+
+    selection : {"best", "one_standard_error"}, default="best"
+        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
+        within one standard error (over the folds) of the best.
+
+    scoring : str, callable or None, default=None
+        Score to maximise, as in scikit-learn; None is the accuracy.
 
     Attributes
     ----------
@@ -355,64 +407,7 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
     (2, 5, 3)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseConvexBNCV._parameter_constraints,
-        "loss": ConvexBNClassifier._parameter_constraints["loss"],
-        "class_weight": ConvexBNClassifier._parameter_constraints["class_weight"],
-        "scoring": [StrOptions(set(get_scorer_names())), callable, None],
-    }
     _plain = ConvexBNClassifier
-    _scores_name = "scores_"
-    _sign = 1.0
-
-    def __init__(
-        self,
-        alphas: int | Any = 30,
-        *,
-        eps: float = 1e-3,
-        n_components: int | float | list[Any] | None = None,
-        shrinkage: float | str | list[Any] = "eps",
-        activation: str = "relu",
-        patches: Patches | None = None,
-        solver: str | solvers.Solver = "auto",
-        n_gates: int | str = 256,
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 200,
-        fold_tol: float = 0.1,
-        patience: int | None = None,
-        cv: Any = None,
-        scoring: str | Callable[..., float] | None = None,
-        n_jobs: int | None = None,
-        selection: str = "best",
-        device: str | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-        loss: str | Loss = "log_loss",
-        class_weight: dict[Any, float] | str | None = None,
-    ) -> None:
-        self.alphas = alphas
-        self.eps = eps
-        self.n_components = n_components  # type: ignore[assignment]
-        self.shrinkage = shrinkage  # type: ignore[assignment]
-        self.activation = activation
-        self.patches = patches
-        self.solver = solver
-        self.n_gates = n_gates
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.fold_tol = fold_tol
-        self.patience = patience
-        self.cv = cv
-        self.scoring = scoring
-        self.n_jobs = n_jobs
-        self.selection = selection
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
-        self.loss = loss
-        self.class_weight = class_weight
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
@@ -441,9 +436,4 @@ class ConvexBNClassifierCV(BaseConvexBNCV, ConvexBNClassifier):
             descending, or folds that cannot be trained on, such as ones without a class. The
             estimator then stays as it was.
         """
-        return self._fit(X, y, sample_weight, params)
-
-    def _scorer(self, model: Any) -> Callable[..., float]:
-        if self.scoring is None:
-            return weighted_scorer(accuracy_score)
-        return check_scoring(model, self.scoring)
+        return self._search(X, y, sample_weight, params)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from numbers import Integral, Real
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._validation import validated_rows
-from sklearn_convexbn.estimators._base import unchanged_on_failure
+from sklearn_convexbn.estimators._base import BaseNetwork, attributes_of
 from sklearn_convexbn.estimators._targets import LabelsMixin, NumbersMixin
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._path_network import PathNetwork, forward_layers, layers_to_torch
@@ -29,125 +29,73 @@ from sklearn_convexbn.fit._path_training import (
     train_paths,
 )
 from sklearn_convexbn.fit._training import FIT_CONSTRAINTS
-from sklearn_convexbn.losses import loss_constraint
-from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._arrays import Array
-from sklearn_convexbn.support._compat import (
-    DOCUMENTATION_PAGES,
-    CallbackSupportMixin,
-    Interval,
-    StrOptions,
-    check_parameters,
-    documented_name,
-    with_callbacks,
-)
-from sklearn_convexbn.support._device import plain_torch, resolve_device
-from sklearn_convexbn.support._sharding import refuse_shards
+from sklearn_convexbn.support._compat import Interval, StrOptions, with_callbacks
+from sklearn_convexbn.support._sharding import Shards, refuse_shards
 
 #: ``alpha="auto"`` is this over the root of the number of rows.
 AUTO_ALPHA = 0.03
 
 
-class BasePathNet(CallbackSupportMixin, BaseEstimator, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class BasePathNet(BaseNetwork):
     """Parameters, fitted attributes and prediction that path networks share."""
 
-    # Read by scikit-learn's HTML display, which shows texts of the docstring where it can link.
-    _doc_link_module = "sklearn_convexbn"
-    _doc_link_template = DOCUMENTATION_PAGES
-    _doc_link_url_param_generator = documented_name
+    alpha: float | str = field(default="auto", kw_only=False)
+    inner_width: int = 4
+    norm: str = "l1"
+    solver: str | solvers.Solver = "auto"
+    fit_intercept: bool = True
+    tol: float = 0.1
+    max_iter: int = 50
+    device: str | None = None
+    warm_start: bool = False
+    random_state: int | np.random.RandomState | None = None
+    verbose: int | bool = 0
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **{
-            name: FIT_CONSTRAINTS[name]
-            for name in ("fit_intercept", "device", "random_state", "tol", "max_iter", "verbose")
-        },
-        "alpha": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        **FIT_CONSTRAINTS,
         "inner_width": [Interval(Integral, 0, None, closed="left")],
         "norm": [StrOptions({"l1", "l2"})],
-        "solver": FIT_CONSTRAINTS["solver"],
         "warm_start": ["boolean"],
     }
 
-    def __init__(
-        self,
-        alpha: float | str = "auto",
-        *,
-        inner_width: int = 4,
-        norm: str = "l1",
-        solver: str | solvers.Solver = "auto",
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 50,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-    ) -> None:
-        self.alpha = alpha
-        self.inner_width = inner_width
-        self.norm = norm
-        self.solver = solver
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.device = device
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
-
-    @abstractmethod
-    def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Return the data as arrays and note their shape."""
-
-    @abstractmethod
-    def _encode(self, X: Any, y: np.ndarray, sample_weight: np.ndarray) -> TrainingData:
-        """Return validated data as canonical rows with encoded targets."""
-
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
-        """Train the network; leave the estimator as it was if that fails."""
-        check_parameters(self, self._parameter_constraints)
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
         path_solver(self.solver)
         refuse_shards(type(self).__name__)
-        hooks = FitHooks.of_fit(self, X, y, sample_weight, max_subtasks=self.max_iter)
-        with unchanged_on_failure(self), plain_torch():
-            data = self._encode(*self._validated(X, y, sample_weight))
-            if len(data.classes):
-                self.classes_ = data.classes
-            self._train(data, self._settings(), hooks)
-        return self
 
-    def _settings(self) -> PathSettings:
-        """Return the parameters of a fit."""
-        return PathSettings(
-            inner_width=int(self.inner_width),
-            norm=self.norm,
-            solver=self.solver,
-            fit_intercept=self.fit_intercept,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            device=resolve_device(self.device),
-            random_state=check_random_state(self.random_state),
-            verbose=self.verbose,
-        )
+    def _fit_settings(self, shards: Shards) -> PathSettings:
+        return PathSettings.of(self.get_params(deep=False))
 
-    def _alpha(self, data: TrainingData) -> float:
-        """Return the alpha of a fit, as a number."""
-        return automatic_alpha(data) if isinstance(self.alpha, str) else float(self.alpha)
+    def _max_subtasks(self) -> int | None:
+        return None
+
+    def _alphas(self, data: TrainingData) -> np.ndarray:
+        """Return the alphas of a path, descending, that a fit without a start follows."""
+        alpha = automatic_alpha(data) if isinstance(self.alpha, str) else float(self.alpha)
+        return alphas_down_to(alpha)
 
     def _train(self, data: TrainingData, settings: PathSettings, hooks: FitHooks) -> None:
-        """Solve the problem along a path of alphas and set the fitted attributes."""
-        prepared, alpha = prepare_paths(data, settings), self._alpha(data)
-        start, alphas = self._start(prepared), np.array([alpha])
-        if start is None:
-            alphas = alphas_down_to(alpha)
+        prepared, alphas = prepare_paths(data, settings), self._alphas(data)
+        start = self._start(prepared)
 
-        def attributes(result: solvers.Result) -> dict[str, Any]:
-            return path_attributes(prepared.at(alpha).trained(result), data)
+        def watch(here: PreparedPaths, rounds: int) -> FitHooks:
+            part = hooks.subtask("alpha", max_subtasks=rounds)
+            part.attributes = lambda result: path_attributes(here.trained(result), data)
+            return part
 
-        hooks.attributes = attributes
-        *_, trained = train_paths(prepared, settings, alphas, start=start, monitor=hooks)
-        self._set_fitted(path_attributes(trained, data))
-        hooks.end(lambda: attributes(trained.result))
+        alphas = alphas if start is None else alphas[-1:]
+        *_, trained = train_paths(prepared, settings, alphas, start=start, watch=watch)
+        attributes = path_attributes(trained, data)
+        self._set_fitted(attributes)
+        hooks.end(lambda: attributes)
+
+    def _path(
+        self, data: TrainingData, settings: PathSettings, alphas: np.ndarray, shared: None
+    ) -> Iterator[tuple[dict[str, Any], bool]]:
+        for trained in train_paths(prepare_paths(data, settings), settings, alphas):
+            yield path_attributes(trained, data), trained.result.converged
 
     def _start(self, prepared: PreparedPaths) -> Any:
         """Return the neurons of the network so far, if a warm start is asked for."""
@@ -158,13 +106,7 @@ class BasePathNet(CallbackSupportMixin, BaseEstimator, ABC):
         )
         return prepared.start(network)
 
-    def _set_fitted(self, attributes: dict[str, Any]) -> None:
-        """Publish a fit."""
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
     def _flattened(self, X: Any, *, reset: bool) -> Any:
-        """Return rows as they are, if they are not sparse; `reset` in a fit."""
         if sparse.issparse(X):
             raise TypeError(
                 f"{type(self).__name__} does not take sparse X: its columns are standardised. "
@@ -173,7 +115,6 @@ class BasePathNet(CallbackSupportMixin, BaseEstimator, ABC):
         return X
 
     def _raw_predict(self, X: Any) -> Array:
-        """Return the network's output (n, C), where X is."""
         check_is_fitted(self)
         X = validated_rows(self, self._flattened(X, reset=False))
         return forward_layers(X, self.coefs_, self.intercepts_)
@@ -199,27 +140,21 @@ def automatic_alpha(data: TrainingData) -> float:
 
 def path_attributes(trained: TrainedPaths, data: TrainingData) -> dict[str, Any]:
     """Return the fitted attributes of an estimator, in the units of y."""
-    network, result = trained.network, trained.result
-    certificate = result.certificate.scaled(data.unit)
+    network = trained.network
     coefs, intercepts = network.layers()
     names = ("inner", "inner_offsets", "linear", "linear_offsets", "output", "signs")
     return {
+        **attributes_of(trained.result, data),
         "coefs_": coefs,
         "intercepts_": intercepts,
         "paths_": {name: getattr(network, name) for name in names},
         "feature_weights_": network.feature_weights,
-        "n_neurons_": len(result.neurons),
         "alpha_": trained.alpha,
-        "certificate_": certificate,
-        "objective_": certificate.primal,
-        "dual_gap_": certificate.gap,
-        "n_iter_": result.n_iter,
-        "history_": dict(result.history, objective=result.history["objective"] * data.unit),
         "solver_": trained.solver,
-        "loss_": data.loss,
     }
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     """Parallel ReLU sub-networks of two hidden layers for regression, with a path norm.
 
@@ -338,42 +273,6 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BasePathNet._parameter_constraints,
-        "loss": loss_constraint("numbers"),
-    }
-
-    def __init__(
-        self,
-        alpha: float | str = "auto",
-        *,
-        inner_width: int = 4,
-        norm: str = "l1",
-        solver: str | solvers.Solver = "auto",
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 50,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-        loss: str | Loss = "squared_error",
-    ) -> None:
-        super().__init__(
-            alpha,
-            inner_width=inner_width,
-            norm=norm,
-            solver=solver,
-            fit_intercept=fit_intercept,
-            tol=tol,
-            max_iter=max_iter,
-            device=device,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.loss = loss
-
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
@@ -399,6 +298,7 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
         return self._fit(X, y, sample_weight)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     """Parallel ReLU sub-networks of two hidden layers for classification, with a path norm.
 
@@ -520,45 +420,6 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     >>> model.dual_gap_ <= 0.1
     True
     """
-
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BasePathNet._parameter_constraints,
-        "loss": loss_constraint("labels"),
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-    }
-
-    def __init__(
-        self,
-        alpha: float | str = "auto",
-        *,
-        inner_width: int = 4,
-        norm: str = "l1",
-        solver: str | solvers.Solver = "auto",
-        fit_intercept: bool = True,
-        tol: float = 0.1,
-        max_iter: int = 50,
-        device: str | None = None,
-        warm_start: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int | bool = 0,
-        loss: str | Loss = "log_loss",
-        class_weight: dict[Any, float] | str | None = None,
-    ) -> None:
-        super().__init__(
-            alpha,
-            inner_width=inner_width,
-            norm=norm,
-            solver=solver,
-            fit_intercept=fit_intercept,
-            tol=tol,
-            max_iter=max_iter,
-            device=device,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.loss = loss
-        self.class_weight = class_weight
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

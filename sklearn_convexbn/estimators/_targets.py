@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils.metaestimators import available_if
 
 from sklearn_convexbn.data._encoding import TrainingData, classification_data, regression_data
 from sklearn_convexbn.data._validation import validated_data
-from sklearn_convexbn.losses import LogLoss, resolved_loss
+from sklearn_convexbn.estimators._base import BaseNetwork
+from sklearn_convexbn.losses import LogLoss, loss_constraint, resolved_loss
 from sklearn_convexbn.losses._base import Loss, softmax
 from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
+from sklearn_convexbn.support._compat import StrOptions
 from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
 #: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
@@ -19,14 +22,13 @@ from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 TIE = 8 * float(np.finfo(float).eps)
 
 
-class NumbersMixin:
+@dataclass(kw_only=True, eq=False, repr=False)
+class NumbersMixin(BaseNetwork):
     """Targets that are numbers, of one output or several, and their prediction."""
 
-    loss: Any
-    loss_: Loss
-    fit_intercept: bool
-    _flattened: Any
-    _raw_predict: Any
+    loss: str | Loss = "squared_error"
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"loss": loss_constraint("numbers")}
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""
@@ -64,7 +66,7 @@ class NumbersMixin:
         return F[:, 0] if self._single_output else F
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
@@ -95,14 +97,17 @@ def _per_class(F: Array) -> Array:
     return F if F.shape[1] > 1 else xp.concatenate([xp.zeros_like(F), F], axis=1)
 
 
-class LabelsMixin:
+@dataclass(kw_only=True, eq=False, repr=False)
+class LabelsMixin(BaseNetwork):
     """Targets that are labels of classes, and the prediction of these and of probabilities."""
 
-    loss: Any
-    class_weight: Any
-    classes_: np.ndarray
-    _flattened: Any
-    _raw_predict: Any
+    loss: str | Loss = "log_loss"
+    class_weight: dict[Any, float] | str | None = None
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "loss": loss_constraint("labels"),
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
 
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the data as arrays and note their shape."""

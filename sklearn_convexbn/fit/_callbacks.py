@@ -21,9 +21,12 @@ class FitHooks:
     ----------
     attributes : callable
         ``attributes(result)`` returns an estimator's fitted attributes for a result of the solver.
+    stopped : bool
+        Whether a callback has asked to stop at the end of the last round.
     """
 
     attributes: Callable[[Result], dict[str, Any]]
+    stopped: bool = False
 
     def __init__(self, context: Any, arguments: dict[str, Any]) -> None:
         self._context = context
@@ -34,17 +37,17 @@ class FitHooks:
 
     @classmethod
     def of_fit(
-        cls, estimator: Any, X: Any, y: Any, sample_weight: Any, *, max_subtasks: int
+        cls, estimator: Any, X: Any, y: Any, sample_weight: Any, *, max_subtasks: int | None
     ) -> FitHooks:
         """Begin the fit of an estimator to data as the user passed them."""
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         begin = getattr(estimator, "_init_callback_context", None)
-        return cls(begin and begin(max_subtasks=int(max_subtasks)), arguments)
+        return cls(begin and begin(max_subtasks=max_subtasks), arguments)
 
-    def subtask(self, name: str, *, max_subtasks: int = 0) -> FitHooks:
+    def subtask(self, name: str, *, max_subtasks: int | None = 0) -> FitHooks:
         """Begin a part of the task."""
-        context = self._context and self._context.subcontext(name, max_subtasks=int(max_subtasks))
+        context = self._context and self._context.subcontext(name, max_subtasks=max_subtasks)
         return FitHooks(context, self._arguments)
 
     def end(self, attributes: Callable[[], dict[str, Any]] | None = None) -> bool:
@@ -65,4 +68,5 @@ class FitHooks:
     def end_round(self, result: Result) -> bool:
         """End the round; return whether a callback asks to stop."""
         assert self._round is not None
-        return self._round.end(lambda: self.attributes(result))
+        self.stopped = self._round.end(lambda: self.attributes(result))
+        return self.stopped

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._standardization import standardization_of
 from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._path_network import PathNetwork, neurons_of_paths, recover_paths
-from sklearn_convexbn.fit._training import COMPACT_TOLERANCE
+from sklearn_convexbn.fit._training import COMPACT_TOLERANCE, FitSettings
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.support._device import out_of_memory_explained
 from sklearn_convexbn.support._sharding import ALL_HERE
+from sklearn_convexbn.support._warnings import warn_caller
 
 #: The path inside a fit: it begins at this alpha, or ten times the last one if that is less, has
 #: this ratio between alphas, and so many rounds at most on all but the last.
 FIRST_ALPHA, LEAST_SPAN, RATIO, ROUNDS_ON_THE_WAY = 1e-2, 10.0, 0.3, 5
 
 
-@dataclass(frozen=True)
-class PathSettings:
+@dataclass(frozen=True, kw_only=True)
+class PathSettings(FitSettings):
     """The parameters of a fit, already validated; names are those of the estimators."""
 
     inner_width: int
     norm: str
-    solver: str | solvers.Solver
-    fit_intercept: bool
-    tol: float
-    max_iter: int
-    device: str
-    random_state: np.random.RandomState
-    verbose: int
 
 
 @dataclass(frozen=True)
@@ -151,40 +146,53 @@ def _drawing(k: int) -> Callable[[int, np.random.RandomState], np.ndarray]:
     return lambda count, random_state: random_state.standard_normal((k, count))
 
 
+def _ended(hooks: FitHooks, result: solvers.Result) -> bool:
+    """End the hooks of one alpha; return whether a callback has asked to stop."""
+    return hooks.end(lambda: hooks.attributes(result)) or hooks.stopped
+
+
 def train_paths(
     prepared: PreparedPaths,
     settings: PathSettings,
     alphas: Sequence[float] | np.ndarray,
     *,
     start: Neurons | None = None,
-    monitor: Any = None,
-    provisional: bool = False,
+    watch: Callable[[PreparedPaths, int], FitHooks] | None = None,
 ) -> Iterator[TrainedPaths]:
     """Yield the solution for each alpha; each starts from the one before.
 
-    On all but the last alpha, and on that too if `provisional`, rounds are few and a gap that is
-    left gives no warning.
+    On all but the last alpha, and on that too if provisional, rounds are few and a gap that is
+    left gives no warning. `watch` gives the hooks of a fit at one alpha and of so many rounds at
+    most. Where a callback asks to stop, the path ends there, with a warning if alphas are left.
     """
-    random_state, units = settings.random_state, prepared.problem.units
     for number, alpha in enumerate(alphas):
-        on_the_way = provisional or number < len(alphas) - 1
-        problem = replace(prepared.problem, alpha=float(alpha))
-        run_settings = solvers.RunSettings(
-            tol=settings.tol,
-            device=settings.device,
-            random_directions=_drawing(units.n_parameters),
-            random_state=random_state,
-            start=start,
-            provisional=on_the_way,
-        )
+        on_the_way = settings.provisional or number < len(alphas) - 1
         rounds = min(settings.max_iter, ROUNDS_ON_THE_WAY) if on_the_way else settings.max_iter
+        here = prepared.at(alpha)
+        hooks = None if watch is None else watch(here, rounds)
         result = solvers.run(
-            prepared.solver,
-            problem,
-            run_settings,
+            here.solver,
+            here.problem,
+            solvers.RunSettings(
+                tol=settings.tol,
+                device=settings.device,
+                random_directions=_drawing(here.problem.units.n_parameters),
+                random_state=settings.random_state,
+                start=start,
+                provisional=on_the_way,
+            ),
             max_iter=rounds,
             verbose=settings.verbose,
-            monitor=None if on_the_way else monitor,
+            monitor=hooks,
         )
         start = result.neurons
-        yield prepared.at(alpha).trained(result)
+        stopped = hooks is not None and _ended(hooks, result)
+        if stopped and number < len(alphas) - 1:
+            warn_caller(
+                f"A callback asked to stop at alpha={alpha:g}, before the last one, "
+                f"{alphas[-1]:g}. The network is that of the larger alpha, and usable.",
+                ConvergenceWarning,
+            )
+        yield here.trained(result)
+        if stopped:
+            break

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -67,19 +67,14 @@ AUTOMATIC_ALPHA = 0.05
 COMPACT_NUMBERS, COMPACT_TOLERANCE = 2**20, 1e-3
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The estimator parameters that shape the problem and the run, already validated.
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """The parameters of a fit that networks of all kinds have, already validated.
 
     `provisional` is as in :class:`~sklearn_convexbn.solvers.RunSettings`.
     """
 
-    alpha: float | str
-    n_components: int | float | None
-    shrinkage: float | str
-    activation: str
     solver: str | solvers.Solver
-    n_gates: int | str
     fit_intercept: bool
     tol: float
     max_iter: int
@@ -89,7 +84,7 @@ class TrainingSettings:
     provisional: bool = False
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> TrainingSettings:
+    def of(cls, values: dict[str, Any]) -> Self:
         """Pick the settings among parameters as a user gives them; the rest is left aside."""
         resolved = {
             **{field.name: values[field.name] for field in fields(cls) if field.name in values},
@@ -98,16 +93,27 @@ class TrainingSettings:
         }
         return cls(**resolved)
 
+    def fresh(self) -> Self:
+        """Return the settings with a copy of their random state, to draw from."""
+        return replace(self, random_state=deepcopy(self.random_state))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(FitSettings):
+    """The same, with those that shape the problem of a network with batch normalization."""
+
+    alpha: float | str
+    n_components: int | float | None
+    shrinkage: float | str
+    activation: str
+    n_gates: int | str
+
     def on(self, data: TrainingData) -> TrainingSettings:
         """Return the settings with the alpha that "auto" is on some data."""
         if self.alpha != "auto":
             return self
         total = data.shards.total(float(data.weights.sum()))
         return replace(self, alpha=AUTOMATIC_ALPHA / max(1.0, total) ** 0.5)
-
-    def fresh(self) -> TrainingSettings:
-        """Return the settings with a copy of their random state, to draw from."""
-        return replace(self, random_state=deepcopy(self.random_state))
 
 
 @dataclass(frozen=True)
