@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sklearn
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_param_validation, parametrize_with_checks
 from sklearn.utils.fixes import parse_version
 
 from sklearn_convexbn import (
@@ -17,6 +17,10 @@ from sklearn_convexbn import (
     ConvexBNRegressorCV,
     ConvexBNTransformer,
     Patches,
+    PathNetClassifier,
+    PathNetClassifierCV,
+    PathNetRegressor,
+    PathNetRegressorCV,
 )
 
 # ClosedForm has no configuration here: it refuses data with more rows than features, which most
@@ -64,6 +68,23 @@ ESTIMATORS = [
 @parametrize_with_checks(ESTIMATORS)
 def test_sklearn_estimator_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        ConvexBNClassifier,
+        ConvexBNClassifierCV,
+        ConvexBNRegressor,
+        ConvexBNRegressorCV,
+        PathNetClassifier,
+        PathNetClassifierCV,
+        PathNetRegressor,
+        PathNetRegressorCV,
+    ],
+)
+def test_every_parameter_is_checked(cls):
+    check_param_validation(cls.__name__, cls())
 
 
 @pytest.mark.parametrize("name", ["ConvexBNRegressor", "ConvexBNClassifier"])

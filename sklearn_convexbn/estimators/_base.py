@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -50,17 +50,14 @@ from sklearn_convexbn.support._sharding import ALL_HERE, Shards, current_shards
 
 
 class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
-    """The course of a fit, whatever the kind of network.
-
-    Parameters are fields of dataclasses: each is declared once, for all classes that have it, and
-    ``dataclass`` writes the constructors, which scikit-learn reads parameters from. A class has in
-    `_parameter_constraints` those of its own parameters.
-    """
+    """The course of a fit, whatever the kind of network."""
 
     # Read by scikit-learn's HTML display, which shows texts of the docstring where it can link.
     _doc_link_module = "sklearn_convexbn"
     _doc_link_template = DOCUMENTATION_PAGES
     _doc_link_url_param_generator = documented_name
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]]
 
     #: Fitted attributes that some networks have and others have not.
     _optional_attributes: ClassVar[tuple[str, ...]] = ()
@@ -121,10 +118,7 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
 
     def _check_parameters(self) -> None:
         """Refuse parameters that no data could be trained with."""
-        constraints: dict[str, list[Any]] = {}
-        for each in reversed(type(self).__mro__):
-            constraints |= vars(each).get("_parameter_constraints", {})
-        check_parameters(self, constraints)
+        check_parameters(self, self._parameter_constraints)
 
     def _max_subtasks(self) -> int | None:
         """Return how many parts of a fit callbacks see at most, None if only the data say."""
@@ -154,30 +148,47 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
             setattr(self, name, value)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class BaseConvexBN(BaseNetwork):
     """Parameters, fitted attributes and prediction of networks with batch normalization."""
-
-    alpha: float | str = field(default="auto", kw_only=False)
-    n_components: int | float | None = None
-    shrinkage: float | str = "eps"
-    activation: str = "relu"
-    patches: Patches | None = None
-    solver: str | solvers.Solver = "auto"
-    n_gates: int | str = 256
-    fit_intercept: bool = True
-    tol: float = 0.1
-    max_iter: int = 200
-    device: str | None = None
-    warm_start: bool = False
-    random_state: int | np.random.RandomState | None = None
-    verbose: int | bool = 0
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **FIT_CONSTRAINTS,
         "warm_start": ["boolean"],
     }
     _optional_attributes = ("gates_", "patches_")
+
+    def __init__(
+        self,
+        alpha: float | str = "auto",
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = "eps",
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.n_components = n_components
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.patches = patches
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -55,18 +55,17 @@ class _FoldPath(NamedTuple):
     n_unconverged: int
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class BaseCV(BaseNetwork):
     """The search over alphas, and settings of each kind of network, by cross-validation."""
 
-    alphas: int | Any = field(default=5, kw_only=False)
-    eps: float = 1e-2
-    cv: Any = None
-    n_jobs: int | None = None
+    alphas: int | Any
+    eps: float
+    cv: Any
+    n_jobs: int | None
 
-    # These the search decides by itself.
-    alpha: Any = field(init=False)
-    warm_start: bool = field(default=False, init=False)
+    # No parameters: the search decides.
+    alpha: Any
+    warm_start = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ALPHA_CONSTRAINTS,
@@ -236,11 +235,10 @@ class NumbersCV:
         return weighted_scorer(mean_squared_error)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class LabelsCV:
     """Choice by a score, the accuracy unless another is asked for."""
 
-    scoring: str | Callable[..., float] | None = None
+    scoring: str | Callable[..., float] | None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "scoring": [StrOptions(set(get_scorer_names())), callable, None],

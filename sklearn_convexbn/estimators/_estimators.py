@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 
+from sklearn_convexbn import solvers
+from sklearn_convexbn.data._patches import Patches
 from sklearn_convexbn.estimators._base import BaseConvexBN
 from sklearn_convexbn.estimators._targets import LabelsMixin, NumbersMixin
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._compat import with_callbacks
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network for regression, trained in convex form.
 
@@ -175,6 +177,48 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
     True
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBN._parameter_constraints,
+        **NumbersMixin._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alpha: float | str = "auto",
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = "eps",
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        super().__init__(
+            alpha,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            activation=activation,
+            patches=patches,
+            solver=solver,
+            n_gates=n_gates,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
@@ -206,7 +250,6 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         return tags
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     """Batch-normalized two-layer ReLU network classifier, trained in convex form.
 
@@ -371,6 +414,50 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     >>> model.dual_gap_ <= 0.1
     True
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBN._parameter_constraints,
+        **LabelsMixin._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alpha: float | str = "auto",
+        *,
+        n_components: int | float | None = None,
+        shrinkage: float | str = "eps",
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 200,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            alpha,
+            n_components=n_components,
+            shrinkage=shrinkage,
+            activation=activation,
+            patches=patches,
+            solver=solver,
+            n_gates=n_gates,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+        self.class_weight = class_weight
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import product
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -10,13 +10,17 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from sklearn_convexbn import solvers
 from sklearn_convexbn.data._encoding import TrainingData
+from sklearn_convexbn.data._patches import Patches
 from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.estimators._base import BaseConvexBN
 from sklearn_convexbn.estimators._cross_validation import BaseCV, LabelsCV, NumbersCV
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn.estimators._path import largest_alpha
+from sklearn_convexbn.estimators._targets import LabelsMixin, NumbersMixin
 from sklearn_convexbn.fit._training import FIT_CONSTRAINTS, TrainingSettings, decomposed
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._compat import (
     Interval,
     StrOptions,
@@ -33,19 +37,20 @@ class _Setting(NamedTuple):
     shrinkage: float | str
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class BaseConvexBNCV(BaseCV, BaseConvexBN):
     """The choice of alpha, shrinkage and n_components that both estimators share."""
 
-    alphas: int | Any = field(default=30, kw_only=False)
-    eps: float = 1e-3
-    n_components: int | float | list[Any] | None = None  # type: ignore[assignment]
-    shrinkage: float | str | list[Any] = "eps"  # type: ignore[assignment]
-    fold_tol: float = 0.1
-    patience: int | None = None
-    selection: str = "best"
+    alphas: int | Any
+    eps: float
+    n_components: int | float | list[Any] | None  # type: ignore[assignment]
+    shrinkage: float | str | list[Any]  # type: ignore[assignment]
+    fold_tol: float
+    patience: int | None
+    selection: str
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **{name: FIT_CONSTRAINTS[name] for name in FIT_CONSTRAINTS if name != "alpha"},
+        **BaseCV._parameter_constraints,
         "n_components": [*FIT_CONSTRAINTS["n_components"], "array-like"],
         "shrinkage": [*FIT_CONSTRAINTS["shrinkage"], "array-like"],
         "fold_tol": [Interval(Real, 0, None, closed="left")],
@@ -120,7 +125,6 @@ class BaseConvexBNCV(BaseCV, BaseConvexBN):
             )
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     """Regression with alpha, shrinkage and n_components chosen by cross-validation.
 
@@ -246,6 +250,56 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     (2, 5, 3)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBNCV._parameter_constraints,
+        **NumbersMixin._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alphas: int | Any = 30,
+        *,
+        eps: float = 1e-3,
+        n_components: int | float | list[Any] | None = None,
+        shrinkage: float | str | list[Any] = "eps",
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 200,
+        fold_tol: float = 0.1,
+        patience: int | None = None,
+        cv: Any = None,
+        n_jobs: int | None = None,
+        selection: str = "best",
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        self.alphas = alphas
+        self.eps = eps
+        self.loss = loss
+        self.n_components = n_components
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.patches = patches
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.fold_tol = fold_tol
+        self.patience = patience
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.selection = selection
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
     _plain = ConvexBNRegressor
 
     @with_callbacks
@@ -276,7 +330,6 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         return self._search(X, y, sample_weight, params)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     """Classification with alpha, shrinkage and n_components chosen by cross-validation.
 
@@ -406,6 +459,61 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     >>> model.fit(X, y).scores_.shape
     (2, 5, 3)
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseConvexBNCV._parameter_constraints,
+        **LabelsMixin._parameter_constraints,
+        **LabelsCV._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alphas: int | Any = 30,
+        *,
+        eps: float = 1e-3,
+        n_components: int | float | list[Any] | None = None,
+        shrinkage: float | str | list[Any] = "eps",
+        activation: str = "relu",
+        patches: Patches | None = None,
+        solver: str | solvers.Solver = "auto",
+        n_gates: int | str = 256,
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 200,
+        fold_tol: float = 0.1,
+        patience: int | None = None,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        n_jobs: int | None = None,
+        selection: str = "best",
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        self.alphas = alphas
+        self.eps = eps
+        self.n_components = n_components
+        self.shrinkage = shrinkage
+        self.activation = activation
+        self.patches = patches
+        self.solver = solver
+        self.n_gates = n_gates
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.fold_tol = fold_tol
+        self.patience = patience
+        self.cv = cv
+        self.scoring = scoring
+        self.n_jobs = n_jobs
+        self.selection = selection
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.loss = loss
+        self.class_weight = class_weight
 
     _plain = ConvexBNClassifier
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -29,6 +28,7 @@ from sklearn_convexbn.fit._path_training import (
     train_paths,
 )
 from sklearn_convexbn.fit._training import FIT_CONSTRAINTS
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._compat import Interval, StrOptions, with_callbacks
 from sklearn_convexbn.support._sharding import Shards, refuse_shards
@@ -37,28 +37,43 @@ from sklearn_convexbn.support._sharding import Shards, refuse_shards
 AUTO_ALPHA = 0.03
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class BasePathNet(BaseNetwork):
     """Parameters, fitted attributes and prediction that path networks share."""
 
-    alpha: float | str = field(default="auto", kw_only=False)
-    inner_width: int = 4
-    norm: str = "l1"
-    solver: str | solvers.Solver = "auto"
-    fit_intercept: bool = True
-    tol: float = 0.1
-    max_iter: int = 50
-    device: str | None = None
-    warm_start: bool = False
-    random_state: int | np.random.RandomState | None = None
-    verbose: int | bool = 0
-
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **FIT_CONSTRAINTS,
+        **{name: FIT_CONSTRAINTS[name] for name in ("alpha", "fit_intercept", "tol", "max_iter")},
+        **{name: FIT_CONSTRAINTS[name] for name in ("solver", "device", "random_state", "verbose")},
         "inner_width": [Interval(Integral, 0, None, closed="left")],
         "norm": [StrOptions({"l1", "l2"})],
         "warm_start": ["boolean"],
     }
+
+    def __init__(
+        self,
+        alpha: float | str = "auto",
+        *,
+        inner_width: int = 4,
+        norm: str = "l1",
+        solver: str | solvers.Solver = "auto",
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 50,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.inner_width = inner_width
+        self.norm = norm
+        self.solver = solver
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -154,7 +169,6 @@ def path_attributes(trained: TrainedPaths, data: TrainingData) -> dict[str, Any]
     }
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     """Parallel ReLU sub-networks of two hidden layers for regression, with a path norm.
 
@@ -273,6 +287,42 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     True
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BasePathNet._parameter_constraints,
+        **NumbersMixin._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alpha: float | str = "auto",
+        *,
+        inner_width: int = 4,
+        norm: str = "l1",
+        solver: str | solvers.Solver = "auto",
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 50,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        super().__init__(
+            alpha,
+            inner_width=inner_width,
+            norm=norm,
+            solver=solver,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the network.
@@ -298,7 +348,6 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
         return self._fit(X, y, sample_weight)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     """Parallel ReLU sub-networks of two hidden layers for classification, with a path norm.
 
@@ -420,6 +469,44 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     >>> model.dual_gap_ <= 0.1
     True
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BasePathNet._parameter_constraints,
+        **LabelsMixin._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alpha: float | str = "auto",
+        *,
+        inner_width: int = 4,
+        norm: str = "l1",
+        solver: str | solvers.Solver = "auto",
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 50,
+        device: str | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            alpha,
+            inner_width=inner_width,
+            norm=norm,
+            solver=solver,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+        self.class_weight = class_weight
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

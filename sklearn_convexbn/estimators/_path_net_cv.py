@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from sklearn_convexbn import solvers
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.estimators._cross_validation import BaseCV, LabelsCV, NumbersCV
 from sklearn_convexbn.estimators._path_net import BasePathNet, PathNetClassifier, PathNetRegressor
+from sklearn_convexbn.estimators._targets import LabelsMixin, NumbersMixin
 from sklearn_convexbn.fit._path_training import FIRST_ALPHA, PathSettings
+from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._compat import with_callbacks
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class BasePathNetCV(BaseCV, BasePathNet):
     """The choice of alpha that both cross-validated path networks share."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **{
+            name: allowed
+            for name, allowed in BasePathNet._parameter_constraints.items()
+            if name not in ("alpha", "warm_start")
+        },
+        **BaseCV._parameter_constraints,
+    }
 
     def _settings(self, values: dict[str, Any]) -> list[PathSettings]:
         return [PathSettings.of(values)]
@@ -32,7 +43,6 @@ class BasePathNetCV(BaseCV, BasePathNet):
         return self.alphas_[: self.best_index_ + 1]
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
     """Path networks for regression, with alpha chosen by cross-validation along a path.
 
@@ -112,6 +122,44 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
     (2, 3)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BasePathNetCV._parameter_constraints,
+        **NumbersMixin._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alphas: int | Any = 5,
+        *,
+        eps: float = 1e-2,
+        inner_width: int = 4,
+        norm: str = "l1",
+        solver: str | solvers.Solver = "auto",
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 50,
+        cv: Any = None,
+        n_jobs: int | None = None,
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "squared_error",
+    ) -> None:
+        self.alphas = alphas
+        self.eps = eps
+        self.inner_width = inner_width
+        self.norm = norm
+        self.solver = solver
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.loss = loss
+
     _plain = PathNetRegressor
 
     @with_callbacks
@@ -142,7 +190,6 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         return self._search(X, y, sample_weight, params)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
     """Path networks for classification, with alpha chosen by cross-validation along a path.
 
@@ -227,6 +274,49 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
     >>> model.scores_.shape
     (2, 3)
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BasePathNetCV._parameter_constraints,
+        **LabelsMixin._parameter_constraints,
+        **LabelsCV._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        alphas: int | Any = 5,
+        *,
+        eps: float = 1e-2,
+        inner_width: int = 4,
+        norm: str = "l1",
+        solver: str | solvers.Solver = "auto",
+        fit_intercept: bool = True,
+        tol: float = 0.1,
+        max_iter: int = 50,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        n_jobs: int | None = None,
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        loss: str | Loss = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        self.alphas = alphas
+        self.eps = eps
+        self.inner_width = inner_width
+        self.norm = norm
+        self.solver = solver
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.loss = loss
+        self.class_weight = class_weight
+        self.scoring = scoring
 
     _plain = PathNetClassifier
 

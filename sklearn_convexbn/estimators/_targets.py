@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,11 +21,10 @@ from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 TIE = 8 * float(np.finfo(float).eps)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class NumbersMixin(BaseNetwork):
     """Targets that are numbers, of one output or several, and their prediction."""
 
-    loss: str | Loss = "squared_error"
+    loss: str | Loss
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"loss": loss_constraint("numbers")}
 
@@ -97,12 +95,11 @@ def _per_class(F: Array) -> Array:
     return F if F.shape[1] > 1 else xp.concatenate([xp.zeros_like(F), F], axis=1)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class LabelsMixin(BaseNetwork):
     """Targets that are labels of classes, and the prediction of these and of probabilities."""
 
-    loss: str | Loss = "log_loss"
-    class_weight: dict[Any, float] | str | None = None
+    loss: str | Loss
+    class_weight: dict[Any, float] | str | None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "loss": loss_constraint("labels"),
