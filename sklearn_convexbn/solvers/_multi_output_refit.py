@@ -101,6 +101,7 @@ def multi_output_refit(
     start_weights: Tensor,
     start_intercept: Tensor,
     tol: float = 1e-6,
+    max_rounds: int = MAX_ROUNDS,
 ) -> tuple[Tensor, Tensor]:
     """Minimise ``loss.value(A V + b) + alpha sum_j |V_j|`` over the output weights V and b.
 
@@ -121,6 +122,8 @@ def multi_output_refit(
     start_intercept : torch.Tensor of shape (C,)
     tol : float, default=1e-6
         Relative duality gap, reached unless rounding errors forbid it.
+    max_rounds : int, default=100
+        Rounds at most.
 
     Returns
     -------
@@ -142,16 +145,16 @@ def multi_output_refit(
     constant = torch.zeros_like(b) if fit_intercept else b
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.value)
-    best = _rounds(program, best, tol)
+    best = _rounds(program, best, tol, max_rounds)
     return best.V, best.b - centre @ best.V
 
 
-def _rounds(program: _Program, best: _Point, tol: float) -> _Point:
+def _rounds(program: _Program, best: _Point, tol: float, max_rounds: int) -> _Point:
     """Take rounds of both steps, and of block coordinate descent where they fail or creep."""
     # Targets that are fitted exactly have the optimum zero, up to rounding.
     floor = max(1e-12 * program.mean_loss(torch.zeros_like(program.Y)), 1e-300)
     bound, slow, creeping, sweeps = best.dual, 0, 0, FIRST_SWEEPS
-    for _ in range(MAX_ROUNDS):
+    for _ in range(max_rounds):
         old, old_bound = best.value, bound
         for step in (_proximal_step, _newton_step):
             gap = max(best.value - bound, 0.0) / max(best.value, floor)
