@@ -97,16 +97,20 @@ def test_negative_zero_is_zero():
 
 
 @pytest.mark.parametrize("hashes", [lambda X: 0 * X[:, 0], lambda X: np.round(3 * X[:, 0]) % 2])
-def test_hash_collisions_fall_back_to_a_full_sort(monkeypatch, hashes):
+def test_hash_collisions_fall_back_to_a_full_sort(hashes):
     X, y = _table(seed=2)
     y = y[:, 0]
     reference = canonical_data(X, y)
-    monkeypatch.setattr(_data, "_row_hashes", lambda X: hashes(X.to_array()).astype(np.uint64))
-    data = canonical_data(X, y)
+
+    def canonical(*data):
+        of_rows = lambda rows: hashes(rows.to_array()).astype(np.uint64)  # noqa: E731
+        return canonical_data(*data, hashes_of=of_rows)
+
+    data = canonical(X, y)
     order = np.random.default_rng(0).permutation(len(X))
-    assert _bits(canonical_data(X[order], y[order])) == _bits(data)
+    assert _bits(canonical(X[order], y[order])) == _bits(data)
     X, y, weights = X[:, :1], 0.0 * y, np.random.default_rng(1).random(len(X))
-    one, other = canonical_data(X, y, weights), canonical_data(X[order], y[order], weights[order])
+    one, other = canonical(X, y, weights), canonical(X[order], y[order], weights[order])
     assert _bits(one) == _bits(other)
     rows, expected = (
         sorted(map(tuple, np.column_stack([a.rows.to_array(), a.y, a.weights])))

@@ -7,7 +7,6 @@ from scipy.optimize import lsq_linear
 
 from sklearn_convexbn.data._pooling import grid_pooling
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
-from sklearn_convexbn.search import _search
 from sklearn_convexbn.search._dc_step import DCStep, nearest_of_zonotope
 from sklearn_convexbn.search._exact import largest_correlation
 from sklearn_convexbn.search._search import Effort, Search, ascend
@@ -99,9 +98,9 @@ def test_steps_reach_proven_maxima_that_ascent_does_not(C, n):
     assert reached[0] <= 2
 
 
-def searched(units, L, effort, k):
+def searched(units, L, effort, k, **rows):
     rng = np.random.RandomState(0)
-    search = Search(units, lambda count: rng.normal(size=(k, count)), rng)
+    search = Search(units, lambda count: rng.normal(size=(k, count)), rng, **rows)
     return search(L, np.zeros((k, 0)), effort)
 
 
@@ -127,7 +126,7 @@ def test_polished_search_finds_more_and_returns_values_on_all_rows(C, cells):
     assert values.max() > plain.max() * (1 + 1e-5)
 
 
-def test_no_steps_of_other_kinds_of_units_of_many_rows_or_of_many_parameters(monkeypatch):
+def test_no_steps_of_other_kinds_of_units_of_many_rows_or_of_many_parameters():
     rng = np.random.default_rng(0)
     Z, L = rng.standard_normal((50, 5)), rng.standard_normal((50, 1))
     polishing = EFFORT._replace(polished=True)
@@ -138,8 +137,7 @@ def test_no_steps_of_other_kinds_of_units_of_many_rows_or_of_many_parameters(mon
     assert len(searched(other, L, polishing, 5)[0]) == 20
     wide = WhitenedUnits(torch.as_tensor(rng.standard_normal((50, 300))))
     assert len(searched(wide, L, polishing, 300)[0]) == 20
-    monkeypatch.setattr(_search, "STEERING_ROWS", 30)
-    assert len(searched(units, L, polishing, 5)[0]) == 20
+    assert len(searched(units, L, polishing, 5, steering_rows=30)[0]) == 20
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -5,7 +5,6 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from sklearn_convexbn.program._arrangements import enumerate_gates, project_onto_cone
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
-from sklearn_convexbn.search import _exact as _exact_search
 from sklearn_convexbn.search._exact import exact_search_operations, largest_correlation
 from sklearn_convexbn.search._search import ascend
 from tests.helpers import make_problem
@@ -124,11 +123,10 @@ def test_search_from_many_starts_finds_the_same_and_nothing_larger(kind, C, n, k
 
 @pytest.mark.parametrize("C", [1, 2, 3])
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_result_does_not_rest_on_the_first_search(C, k, monkeypatch):
+def test_result_does_not_rest_on_the_first_search(C, k):
     Z, Lambda = _data("grid with intercept", 20, k, C, 3)
     expected = largest_correlation(Z, Lambda)[0]
-    monkeypatch.setattr(_exact_search._Search, "start", lambda self: None)
-    assert largest_correlation(Z, Lambda)[0] == pytest.approx(expected, rel=1e-12)
+    assert largest_correlation(Z, Lambda, n_starts=0)[0] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("C", [1, 2])
@@ -221,11 +219,10 @@ def test_no_search_finds_more_on_real_data(name, loss):
     assert _searched(problem.Z, noise) <= _checked(problem.Z, noise) * (1 + 1e-10)
 
 
-def test_blocks_do_not_matter(monkeypatch):
+def test_blocks_do_not_matter():
     Z, Lambda = _data("intercept", 40, 3, 2, 0)
     expected = largest_correlation(Z, Lambda)[0]
-    monkeypatch.setattr(_exact_search, "BLOCK_ELEMENTS", 1)
-    assert largest_correlation(Z, Lambda)[0] == pytest.approx(expected, rel=1e-12)
+    assert largest_correlation(Z, Lambda, block=1)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_operations_grow_with_every_size():

@@ -16,7 +16,6 @@ from sklearn_convexbn import (
     certify,
     replace_head,
 )
-from sklearn_convexbn.estimators import _heads
 
 CLASSIFIER = ConvexBNClassifier(alpha=0.1, random_state=0)
 REGRESSOR = ConvexBNRegressor(alpha=0.1, random_state=0)
@@ -33,9 +32,9 @@ def body(d, width=6):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_outputs_are_those_of_the_decision_function(dtype, rtol, monkeypatch):
-    monkeypatch.setattr(_heads, "BATCH_ROWS", 50)
+def test_outputs_are_those_of_the_decision_function(dtype, rtol):
     X, y = load_wine(return_X_y=True)
+    X, y = np.tile(X, (3, 1)), np.tile(y, 3)  # several batches
     X = (X - X.mean(axis=0)) / X.std(axis=0)
     network, head = replace_head(body(13).to(dtype), X, y, estimator=CLASSIFIER)
     assert not any(module.training for module in network.modules())

@@ -9,7 +9,6 @@ import torch
 
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import enumerate_gates
-from sklearn_convexbn.program.units import _blocks, _paths
 from sklearn_convexbn.program.units._activations import ComputedActivations, StoredActivations
 from sklearn_convexbn.program.units._paths import NORMS, L1PathUnits, PathUnits, inner_signs
 from sklearn_convexbn.solvers._orthant_slide import orthant_descent, orthant_slide
@@ -19,10 +18,9 @@ from tests.helpers import make_problem, solve
 N, K = 37, 4  # rows and columns of Z
 
 
-@pytest.fixture(params=[20, 2**18], ids=["small blocks", "one block"])
-def block(request, monkeypatch):
-    monkeypatch.setattr(_blocks, "BLOCK_ELEMENTS", {"cpu": request.param})
-    monkeypatch.setattr(_blocks, "LEAST_ROWS", 3)
+@pytest.fixture(params=[N, 9000], ids=["one block", "several blocks"])
+def n(request):
+    return request.param
 
 
 def tensors(*shapes, seed=0):
@@ -43,13 +41,12 @@ def test_signs():
     assert [inner_signs(h) for h in range(4)] == [[], [1], [1, -1], [1, 1, -1]]
 
 
-@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("h", [0, 1, 4])
 @pytest.mark.parametrize("C", [1, 3])
-def test_sums_and_ascent(C, h):
-    Z, Q, V, L = tensors((N, K), ((h + 1) * K, 6), (6, C), (N, C))
+def test_sums_and_ascent(C, h, n):
+    Z, Q, V, L = tensors((n, K), ((h + 1) * K, 6), (6, C), (n, C))
     units, A = PathUnits(Z, h), values(Z, Q, h)
-    assert (units.n_samples, units.n_parameters) == (N, (h + 1) * K)
+    assert (units.n_samples, units.n_parameters) == (n, (h + 1) * K)
     torch.testing.assert_close(units.fit(Q, V), A @ V)
     np.testing.assert_allclose(units.fit(Q.numpy(), V.numpy()), A @ V)
     torch.testing.assert_close(units.correlations(L, Q), L.T @ A)
@@ -60,13 +57,12 @@ def test_sums_and_ascent(C, h):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), Q)[0])
 
 
-@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("h", [0, 3])
 @pytest.mark.parametrize(
     ("loss", "C"), [("squared", 1), ("squared", 3), ("logistic", 1), ("softmax", 3)]
 )
-def test_loss_has_the_gradients_of_automatic_differentiation(loss, C, h):
-    Z, Q, V, b, Y, p = tensors((N, K), ((h + 1) * K, 6), (6, C), (C,), (N, C), (N,))
+def test_loss_has_the_gradients_of_automatic_differentiation(loss, C, h, n):
+    Z, Q, V, b, Y, p = tensors((n, K), ((h + 1) * K, 6), (6, C), (C,), (n, C), (n,))
     p = torch.softmax(p, dim=0)
     if loss != "squared":
         Y = (Y.amax(dim=1, keepdim=True) == Y).double() if C > 1 else (Y > 0).double()
@@ -78,12 +74,10 @@ def test_loss_has_the_gradients_of_automatic_differentiation(loss, C, h):
         torch.testing.assert_close(own, automatic)
 
 
-@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("stored", [True, False])
-def test_activations(stored, monkeypatch):
-    monkeypatch.setattr(_paths, "STORED_BYTES", 2**20 if stored else 0)
-    Z, Q, V = tensors((N, K), (3 * K, 6), (6, 2))
-    A = PathUnits(Z, 2).activations(Q)
+def test_activations(stored, n):
+    Z, Q, V = tensors((n, K), (3 * K, 6), (6, 2))
+    A = PathUnits(Z, 2).activations(Q, stored_bytes=2**20 if stored else 0)
     assert isinstance(A, StoredActivations if stored else ComputedActivations)
     torch.testing.assert_close(A.fit(V), values(Z, Q, 2) @ V)
 

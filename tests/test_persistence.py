@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -533,12 +534,10 @@ def test_html_lists_the_fitted_attributes(case):
 
 @pytest.mark.skipif(SKLEARN < (1, 9), reason="texts of attributes: scikit-learn 1.9")
 @pytest.mark.parametrize("case", ["pursuit", "gated, three classes", "cv", "cv, classes"])
-def test_html_can_explain_every_parameter_and_attribute(case, monkeypatch):
+def test_html_can_explain_every_parameter_and_attribute(case):
     # Texts are shown where there is a page to link to, as in the gallery.
-    model = fitted(case)
-    page = "../generated/{estimator_module}.{estimator_name}.html"
-    monkeypatch.setattr(type(model), "_doc_link_module", "sklearn_convexbn", raising=False)
-    monkeypatch.setattr(type(model), "_doc_link_template", page, raising=False)
+    model = copy(fitted(case))
+    model._doc_link_template = "../generated/{estimator_module}.{estimator_name}.html"
     html = estimator_html_repr(model)
     link = f"../generated/sklearn_convexbn.{type(model).__name__}.html"
     assert f'href="{link}">' in html

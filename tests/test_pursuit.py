@@ -13,7 +13,7 @@ from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.program.units._vertices import circle_maxima, fresh_starts, vertices
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
-from sklearn_convexbn.search import _search, _verification
+from sklearn_convexbn.search import _verification
 from sklearn_convexbn.search._search import Effort, Search, ascend, distinct_violators
 from sklearn_convexbn.solvers import RunSettings, run
 from sklearn_convexbn.solvers._pursuit import (
@@ -134,19 +134,18 @@ def test_circle_maxima_are_the_best_vertices_of_both_halves(C):
             assert value == pytest.approx(best, rel=1e-9)
 
 
-def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem, monkeypatch):
+def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem):
     neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=0.01).neurons)
     Lambda, k = problem.dual_point(F), problem.Z.shape[1]
 
-    def searched(steered=False):
+    def searched(steered=False, **rows):
         rng = np.random.RandomState(0)
-        search = Search(layer_of(problem.Z), lambda count: rng.normal(size=(k, count)), rng)
+        search = Search(layer_of(problem.Z), lambda count: rng.normal(size=(k, count)), rng, **rows)
         return search(Lambda, neurons.directions.T, Effort(50, 50, 20, 2, steered=steered))
 
     plain, _ = searched()
-    monkeypatch.setattr(_search, "STEERING_ROWS", 80)
     for steered in (False, True):
-        values, q = searched(steered=steered)
+        values, q = searched(steered=steered, steering_rows=80)
         expected = np.linalg.norm(Lambda.T @ np.maximum(problem.Z @ q, 0), axis=0)
         np.testing.assert_allclose(values, expected, rtol=1e-9)
         assert values.max() >= 0.9 * plain.max()  # half of so few rows hides some maxima
@@ -326,8 +325,7 @@ def test_hits_are_the_starts_that_end_in_the_best_maximum():
     assert seen.n_starts == 200
 
 
-def test_independent_search_in_parts_tells_its_progress(monkeypatch):
-    monkeypatch.setattr(_verification, "STARTS_A_PART", 40)
+def test_independent_search_in_parts_tells_its_progress():
     rng = np.random.RandomState(0)
     Z, told = rng.normal(size=(20, 3)), []
     seen = _verification.independent_search(
@@ -335,11 +333,11 @@ def test_independent_search_in_parts_tells_its_progress(monkeypatch):
         lambda count: rng.normal(size=(3, count)),
         rng.normal(size=(20, 1)),
         np.zeros((3, 0)),
-        n_starts=100,
+        n_starts=12_000,
         random_state=rng,
         progress=lambda done, largest: told.append((done, largest)),
     )
-    assert [done for done, _ in told] == [40, 80, 100]
+    assert [done for done, _ in told] == [5000, 10_000, 12_000]
     assert (np.diff([largest for _, largest in told]) >= 0).all()
     assert told[-1][1] == seen.found.largest
 

@@ -21,7 +21,8 @@ from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._problem import Problem
 from sklearn_convexbn.solvers import _arrangement_program, _interior_rounds, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
-from sklearn_convexbn.solvers._interior_rounds import interior_point
+from sklearn_convexbn.solvers._interior_point import InteriorPoint
+from sklearn_convexbn.solvers._interior_rounds import Plan, interior_point
 from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import hidden, make_problem, solve
 
@@ -110,9 +111,17 @@ def iterates(problem, tol=1e-7, start=None):
     return list(interior_point(problem, settings))
 
 
-def assert_solved(problem, gap=1e-6, **options):
+class Planned(InteriorPoint):
+    def __init__(self, plan=None):
+        self.plan = plan
+
+    def iterates(self, problem, settings):
+        return interior_point(problem, settings, self.plan)
+
+
+def assert_solved(problem, gap=1e-6, plan=None, **options):
     """Solve through the driver; check the network and its bound; return the result."""
-    result = solve(problem, "interior_point", tol=gap, **options)
+    result = solve(problem, Planned(plan), tol=gap, **options)
     certificate = result.certificate
     assert certificate.kind == "exact"
     assert -1e-9 <= certificate.gap <= gap
@@ -301,12 +310,10 @@ def test_units_that_are_never_active_leave_the_network_empty():
     assert len(assert_solved(replace(problem, gates=column)).neurons) == 0
 
 
-def test_working_sets_reach_the_same_optimum(monkeypatch):
+def test_working_sets_reach_the_same_optimum():
     problem = diabetes(gates=60, share=0.02)
     whole = assert_solved(problem)
-    monkeypatch.setattr(_interior_rounds, "MAX_STEP_COST", 0.0)
-    monkeypatch.setattr(_interior_rounds, "FIRST_COLUMNS", 100)
-    parts = assert_solved(problem)
+    parts = assert_solved(problem, plan=Plan(max_step_cost=0.0, first_columns=100))
     assert parts.n_iter > whole.n_iter
     assert parts.certificate.primal == pytest.approx(whole.certificate.primal, rel=2e-6)
 
@@ -321,8 +328,7 @@ def test_a_sparse_program_starts_from_few_arrangements(monkeypatch):
     )
     few = assert_solved(problem)
     assert max(sizes) < 60
-    monkeypatch.setattr(_interior_rounds, "SPARSE_SHARE", np.inf)
-    all_at_once = assert_solved(problem)
+    all_at_once = assert_solved(problem, plan=Plan(sparse_share=np.inf))
     assert max(sizes) == 100
     assert few.certificate.primal == pytest.approx(all_at_once.certificate.primal, rel=2e-6)
 
@@ -360,11 +366,10 @@ def test_factor_gives_up_on_what_no_shift_mends(row, column, value):
 
 @pytest.mark.parametrize("case", [diabetes, breast_cancer])
 @pytest.mark.parametrize("by_rows", [True, False])
-def test_both_forms_of_the_newton_equations(case, by_rows, monkeypatch):
+def test_both_forms_of_the_newton_equations(case, by_rows):
     problem = case(gates=30, share=0.01)
     either = assert_solved(problem, gap=1e-7)
-    monkeypatch.setattr(_interior_step, "rows_are_cheaper", lambda program, P: by_rows)
-    forced = assert_solved(problem, gap=1e-7)
+    forced = assert_solved(problem, gap=1e-7, plan=Plan(by_rows=by_rows))
     assert forced.certificate.primal == pytest.approx(either.certificate.primal, rel=3e-7)
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sklearn_convexbn.data import _rows
 from sklearn_convexbn.data._rows import Rows
 
 KINDS = {
@@ -18,10 +17,15 @@ KINDS = {
 }
 
 
+class FewRows(Rows):
+    """Rows of which a block holds few."""
+
+    block_numbers = 40
+
+
 @pytest.fixture(params=KINDS)
-def stored(request, monkeypatch):
-    """Return a matrix as it is stored, and in float64; a block holds few of its rows."""
-    monkeypatch.setattr(_rows, "BLOCK_NUMBERS", 40)
+def stored(request):
+    """Return a matrix as it is stored, and in float64."""
     X = np.random.default_rng(0).integers(0, 3, size=(23, 5)).astype(np.float64)
     X = (X > 0) * 1.0 if request.param == "bool" else X
     return KINDS[request.param](X), X
@@ -31,7 +35,7 @@ def stored(request, monkeypatch):
 def test_blocks_are_the_rows_in_their_order(stored, picked):
     given, X = stored
     index = np.random.default_rng(1).permutation(23)[:17] if picked else None
-    rows, expected = Rows(given, index), X if index is None else X[index]
+    rows, expected = FewRows(given, index), X if index is None else X[index]
     assert rows.shape == expected.shape
     blocks = list(rows.blocks())
     assert len(blocks) > 2
@@ -45,7 +49,7 @@ def test_blocks_are_the_rows_in_their_order(stored, picked):
 def test_products(stored):
     given, X = stored
     rng, index = np.random.default_rng(2), np.arange(22, -1, -2)
-    rows, V, W = Rows(given, index), rng.normal(size=(5, 3)), rng.normal(size=(12, 2))
+    rows, V, W = FewRows(given, index), rng.normal(size=(5, 3)), rng.normal(size=(12, 2))
     np.testing.assert_allclose(rows.dot(V), X[index] @ V, atol=1e-12)
     np.testing.assert_allclose(rows.transposed_dot(W), X[index].T @ W, atol=1e-12)
 

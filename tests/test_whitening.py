@@ -7,7 +7,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_convexbn.data import _centring, _rows
+from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.data._whitening import _number_kept, whiten, whitening_of
 
 
@@ -309,13 +309,12 @@ def test_whitening_is_immutable():
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize(("n", "d"), [(300, 5), (30, 40)])
-def test_blocks_and_storage_make_no_difference(kind, n, d, monkeypatch):
+def test_blocks_and_storage_make_no_difference(kind, n, d):
     rng = np.random.default_rng(0)
     X = _data(n, d) * (rng.random((n, d)) < 0.3)
     whole = whitening_of(X, _weights(n), shrinkage="auto")
-    monkeypatch.setattr(_rows, "BLOCK_NUMBERS", 7 * d)
-    monkeypatch.setattr(_centring, "BLOCK_NUMBERS", 7 * d)
-    given = sparse.csr_array(X) if kind == "sparse" else X
+    given = Rows(sparse.csr_array(X) if kind == "sparse" else X)
+    given.block_numbers = 7 * d
     Z, parts = whiten(given, _weights(n), shrinkage="auto")
     assert parts.shrinkage == pytest.approx(whole.shrinkage, rel=1e-9)
     np.testing.assert_allclose(parts.singular_values, whole.singular_values, rtol=1e-9)

@@ -7,6 +7,7 @@ row given twice then lead to the same arrays, bit for bit, and so to the same ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,13 @@ class CanonicalData:
     keys: np.ndarray
 
 
-def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = None) -> CanonicalData:
+def canonical_data(
+    X: Any,
+    y: np.ndarray,
+    sample_weight: np.ndarray | None = None,
+    *,
+    hashes_of: Callable[[Rows], np.ndarray] | None = None,
+) -> CanonicalData:
     """Drop rows of zero weight, merge equal rows (X and y) and fix the order of the rows.
 
     Parameters
@@ -55,6 +62,8 @@ def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = Non
     y : ndarray of shape (n,) or (n, C)
     sample_weight : ndarray of shape (n,), default=None
         Non-negative; None means one each.
+    hashes_of : callable, default=None
+        ``hashes_of(rows)`` returns a uint64 for each row, equal ones for equal rows.
 
     Returns
     -------
@@ -65,7 +74,7 @@ def canonical_data(X: Any, y: np.ndarray, sample_weight: np.ndarray | None = Non
     weights = np.ones(len(rows)) if sample_weight is None else np.asarray(sample_weight, float)
     index = np.flatnonzero(weights > 0)
     rows, y, weights = rows.take(index), y[index], weights[index]
-    hashes = _row_hashes(rows)
+    hashes = (hashes_of or _row_hashes)(rows)
     order = _content_order(rows, hashes, y, weights)
     rows, y, weights, hashes = rows.take(order), y[order], weights[order], hashes[order]
     repeated = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from sklearn_convexbn.data._rows import BLOCK_NUMBERS, RowBlocks, Rows
+from sklearn_convexbn.data._rows import RowBlocks, Rows
 from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, is_tensor, like
 from sklearn_convexbn.support._sharding import Shards
 
@@ -125,7 +125,7 @@ class Centred:
         n, d = self.rows.shape
         if n <= d:
             return as_numpy(self.weighted(slice(0, n)))
-        R, step = None, max(4 * d, BLOCK_NUMBERS // max(1, d))
+        R, step = None, max(4 * d, self.rows.block_numbers // max(1, d))
         for start in range(0, n, step):
             block = self.weighted(slice(start, min(start + step, n)))
             R = triangle(block if R is None else array_namespace(R).concatenate([R, block]))

@@ -25,15 +25,15 @@ from sklearn_convexbn.support._arrays import (
     writable,
 )
 
-#: Numbers in a block of rows: 16 MiB in float64.
-BLOCK_NUMBERS = 2**21
-
 #: Sparse rows of more columns than this are not made dense.
 DENSE_COLUMNS = 1000
 
 
 class RowBlocks(ABC):
     """A matrix (n, d) that is read a block of rows at a time, dense and in float64."""
+
+    #: Numbers in a block of rows: 16 MiB in float64.
+    block_numbers = 2**21
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -61,14 +61,14 @@ class RowBlocks(ABC):
         """Yield slices of rows that are read together.
 
         A block and `width` numbers more for each of its rows are about `numbers` numbers,
-        `BLOCK_NUMBERS` if that is None.
+        `block_numbers` if that is None.
         """
         yield from self._slices(self.shape[1] + width, numbers)
 
     def _slices(self, a_row: int, numbers: int | None, unit: int = 1) -> Iterator[slice]:
         """Yield slices of multiples of `unit` rows that take `a_row` numbers each."""
         n = len(self)
-        size = max(1, (numbers or BLOCK_NUMBERS) // max(1, a_row * unit)) * unit
+        size = max(1, (numbers or self.block_numbers) // max(1, a_row * unit)) * unit
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
@@ -139,15 +139,15 @@ class Rows(RowBlocks):
 
     def take(self, index: np.ndarray) -> Rows:
         """Return some of these rows, by their places here."""
-        return Rows(self.X, index if self.index is None else self.index[index], self.device)
+        return type(self)(self.X, index if self.index is None else self.index[index], self.device)
 
     def to(self, device: str | None) -> Rows:
         """Return the same rows with blocks on a torch device; None: where X is."""
-        return Rows(self.X, self.index, device)
+        return type(self)(self.X, self.index, device)
 
     def on_cpu(self) -> Rows:
         """Return the same rows with NumPy blocks; a tensor is copied."""
-        return Rows(on_cpu(self.X), self.index)
+        return type(self)(on_cpu(self.X), self.index)
 
     @property
     def example(self) -> Array:

@@ -100,13 +100,13 @@ def _spectral_norms(W: np.ndarray, D: np.ndarray, V: np.ndarray) -> Iterable[np.
             yield np.linalg.norm(W @ (block[:, :, None] * V), 2, axis=(1, 2))
 
 
-def semidefinite_of_one_output(M: np.ndarray) -> float:
+def semidefinite_of_one_output(M: np.ndarray, n_steps: int = SIGN_STEPS) -> float:
     """Bound ``|M delta|`` over all delta in [0, 1]^m, for M (k, m) with columns ``v_j w_j``.
 
     With ``delta = (1 + s) / 2`` it is a quadratic form of signs s and one more sign. Its
     semidefinite relaxation is solved by power iterations on factors of low rank [1]_; the
     multipliers they end with are made feasible by a shift or a scale, so that what is returned is
-    an upper bound whatever they have reached.
+    an upper bound whatever they have reached in `n_steps`.
 
     References
     ----------
@@ -120,7 +120,7 @@ def semidefinite_of_one_output(M: np.ndarray) -> float:
     A = A / scale
     n = A.shape[1]
     factors = np.random.default_rng(0).normal(size=(n, int(np.sqrt(2 * n)) + 2))
-    for _ in range(SIGN_STEPS):
+    for _ in range(n_steps):
         factors = A.T @ (A @ factors)
         factors /= np.maximum(np.linalg.norm(factors, axis=1, keepdims=True), 1e-300)
     multipliers = np.linalg.norm(A.T @ (A @ factors), axis=1)
@@ -130,13 +130,13 @@ def semidefinite_of_one_output(M: np.ndarray) -> float:
     return float(scale * np.sqrt(bound) / 2)
 
 
-def semidefinite(W: np.ndarray, V: np.ndarray) -> float:
+def semidefinite(W: np.ndarray, V: np.ndarray, n_steps: int = SCALE_STEPS) -> float:
     """Bound ``|W D V|`` over all diagonal D with entries in [0, 1], for any number of outputs.
 
     ``h = D z`` satisfies ``h_j (z_j - h_j) >= 0``. Weighted with any T > 0 and added, these give
     LipSDP [1]_, which for two layers is the square root of the largest eigenvalue of
     ``W T W^T / 2 + W V (I - V^T T^-1 V / 2)^-1 V^T W^T / 4`` wherever the inverse is positive;
-    T is improved by a quasi-Newton method.
+    T is improved by `n_steps` of a quasi-Newton method.
 
     References
     ----------
@@ -162,9 +162,7 @@ def semidefinite(W: np.ndarray, V: np.ndarray) -> float:
 
     t = np.linalg.norm(V, axis=1) / np.linalg.norm(W, axis=0)
     t *= np.linalg.norm(V / np.sqrt(t)[:, None], 2) ** 2
-    optimize.minimize(
-        value, np.log(t), jac=True, method="L-BFGS-B", options={"maxiter": SCALE_STEPS}
-    )
+    optimize.minimize(value, np.log(t), jac=True, method="L-BFGS-B", options={"maxiter": n_steps})
     return float(np.sqrt(best))
 
 

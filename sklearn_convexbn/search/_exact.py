@@ -46,7 +46,9 @@ NEIGHBOURS = 6
 N_STARTS, N_STEPS = 256, 40
 
 
-def largest_correlation(Z: np.ndarray, Lambda: np.ndarray) -> tuple[float, np.ndarray]:
+def largest_correlation(
+    Z: np.ndarray, Lambda: np.ndarray, *, n_starts: int = N_STARTS, block: int = BLOCK_ELEMENTS
+) -> tuple[float, np.ndarray]:
     """Return the maximum of ``|Lambda^T (Z q)_+|`` over all unit q, and a maximiser.
 
     The time grows with n^(k-1); see :func:`exact_search_operations`.
@@ -55,6 +57,10 @@ def largest_correlation(Z: np.ndarray, Lambda: np.ndarray) -> tuple[float, np.nd
     ----------
     Z : ndarray of shape (n, k)
     Lambda : ndarray of shape (n, C)
+    n_starts : int, default=256
+        Ascents that a large value comes from to begin with; the result does not depend on them.
+    block : int, default=200_000
+        Numbers in a block of arrays.
 
     Returns
     -------
@@ -75,15 +81,15 @@ def largest_correlation(Z: np.ndarray, Lambda: np.ndarray) -> tuple[float, np.nd
     span = axes[scales > SAME_LINE * scales[0]].T
     k, C = span.shape[1], Lambda.shape[1]
     reduced = Z @ span
-    search = _Search(reduced, Lambda)
+    search = _Search(reduced, Lambda, block)
     normals = reduced / np.linalg.norm(reduced, axis=1, keepdims=True)
     jumps = Lambda[:, :, None] * reduced[:, None, :]
     whole = _merged(_Flat(k, normals, jumps, np.zeros((C, k)), (), np.eye(k)))
     if k == 1:
         search.offer(np.array([[1.0, -1.0]]))
     else:
-        if k > 2:  # in the plane the breakpoints are a good start
-            search.start()
+        if k > 2 and n_starts:  # in the plane the breakpoints are a good start
+            search.start(n_starts)
         _search_flat(search, whole)
     q = span @ search.q
     q /= np.linalg.norm(q)
@@ -188,15 +194,17 @@ class _Search:
     ----------
     Z : ndarray of shape (n, k)
     Lambda : ndarray of shape (n, C)
+    block : int
+        Numbers in a block of arrays.
     """
 
-    def __init__(self, Z: np.ndarray, Lambda: np.ndarray) -> None:
-        self.Z, self.Lambda = Z, Lambda
+    def __init__(self, Z: np.ndarray, Lambda: np.ndarray, block: int) -> None:
+        self.Z, self.Lambda, self.block = Z, Lambda, block
         self.best, self.q = -1.0, np.eye(Z.shape[1])[0]
 
     def offer(self, points: np.ndarray) -> None:
         """Evaluate the function at unit points (k, m) and keep the best."""
-        block = max(1, 10 * BLOCK_ELEMENTS // self.Z.shape[0])
+        block = max(1, 10 * self.block // self.Z.shape[0])
         for start in range(0, points.shape[1], block):
             chunk = points[:, start : start + block]
             values = np.linalg.norm(self.Lambda.T @ np.maximum(self.Z @ chunk, 0.0), axis=0)
@@ -204,9 +212,9 @@ class _Search:
             if values[i] > self.best:
                 self.best, self.q = float(values[i]), chunk[:, i]
 
-    def start(self) -> None:
+    def start(self, n_starts: int) -> None:
         """Find a large value by ascent from random directions."""
-        starts = np.random.default_rng(0).standard_normal((self.Z.shape[1], N_STARTS))
+        starts = np.random.default_rng(0).standard_normal((self.Z.shape[1], n_starts))
         units, Lambda = WhitenedUnits(torch.from_numpy(self.Z)), torch.from_numpy(self.Lambda)
         _, found = ascend(units, Lambda, torch.from_numpy(starts), n_steps=N_STEPS, last=1e-4)
         self.offer(found.numpy())
@@ -223,7 +231,7 @@ def _search_flat(search: _Search, flat: _Flat) -> None:
         for i in range(n):
             _search_flat(search, _on_hyperplane(flat, i, frames[i]))
         return
-    block = max(1, BLOCK_ELEMENTS // (n * C * k))
+    block = max(1, search.block // (n * C * k))
     for start in range(0, n, block):
         own = np.arange(start, min(n, start + block))
         _search_circles(search, _Circles.of(flat, frames[own], own))

@@ -220,18 +220,21 @@ class Search:
         ``draw(count)`` draws units (k, count).
     random_state : numpy.random.RandomState
         The source of all other random numbers.
+    steering_rows : int, default=20_000
+        Where rows are more, relatives are looked for on a random subset of so many.
     """
 
     units: Units
     draw: Draw
     random_state: np.random.RandomState
+    steering_rows: int = STEERING_ROWS
     maxima: np.ndarray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         # Few rows that are spread over processes, or computed when read, are gathered: searches on
         # all of them here cost less.
         self._shards, self._whole = self.units.shards, self.units
-        self._sampled = self.units.n_rows > STEERING_ROWS
+        self._sampled = self.units.n_rows > self.steering_rows
         if not self._sampled:
             self.units = self.units.here()
 
@@ -240,7 +243,7 @@ class Search:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search from fresh starts, given ones and earlier maxima, then around the best.
 
-        Where rows are more than `STEERING_ROWS`, relatives are looked for on a random subset of
+        Where rows are more than `steering_rows`, relatives are looked for on a random subset of
         that size; the values returned are always those on all rows.
 
         Parameters
@@ -299,7 +302,7 @@ class Search:
         """
         if not self._sampled:
             return self._flat(whole)
-        rows = self.random_state.randint(self.units.n_rows, size=STEERING_ROWS)
+        rows = self.random_state.randint(self.units.n_rows, size=self.steering_rows)
         return whole.take(torch.as_tensor(np.sort(rows), device=self.units.device))
 
     def _all_rows(self) -> Tensor:

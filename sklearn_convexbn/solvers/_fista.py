@@ -53,6 +53,9 @@ class FISTA(Solver):
     name = "fista"
     pools = True
 
+    #: Programs whose dual takes more operations a Newton step are not solved in it.
+    max_dual_cost = 3e8
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "dtype": [StrOptions({"float64", "float32"})],
         "n_steps": [Interval(Integral, 1, None, closed="left")],
@@ -87,7 +90,9 @@ class FISTA(Solver):
         while True:
             norms, value, excess = program.look_at_all_gates(point)
             stalled, rounds = watch.stalled(value, excess), rounds + 1
-            if (stalled or rounds >= patience) and affordable(program, len(norms)):
+            if (stalled or rounds >= patience) and affordable(
+                program, len(norms), self.max_dual_cost
+            ):
                 yield Iterate(program.neurons(point))
                 point, Lambda = solve_dual(program, DUAL_ACCURACY * settings.tol)
                 if patience > ROUNDS_TO_DUAL:

@@ -228,8 +228,15 @@ class _RowFactor:
 Factor = _ColumnFactor | _RowFactor
 
 
-def factorise(program: Program, active: Array, M: Array, eta: Array, weights: Array) -> Factor:
-    """Factorise on the cheaper side, active columns or rows, by flop counts."""
+def factorise(
+    program: Program,
+    active: Array,
+    M: Array,
+    eta: Array,
+    weights: Array,
+    by_rows: bool | None = None,
+) -> Factor:
+    """Factorise by rows or by active columns, where None on the cheaper side by flop counts."""
     (n, k), count = program.Z.shape, len(eta)
     if count == 0:
         empty = program.Z[:0]
@@ -244,7 +251,9 @@ def factorise(program: Program, active: Array, M: Array, eta: Array, weights: Ar
     column_cost = 2.0 * n * m * new + m**3 / 3 + 4.0 * m * m + 2.0 * n * m * count
     row_cost = 2.2 * n * n * count + n**3 / 3 + 4.0 * n * n
     cheaper = column_cost * (2 - coarse_columns) <= row_cost * (2 - coarse_rows)
-    if n > MAX_ROW_SIDE or (cheaper and stiffness < MAX_STIFFNESS_COLUMNS):
+    if by_rows is None:
+        by_rows = n <= MAX_ROW_SIDE and not (cheaper and stiffness < MAX_STIFFNESS_COLUMNS)
+    if not by_rows:
         return _column_factor(program, groups, eta, column_root)
     root = single(root) if coarse_rows else root
     # W^1/2 A diag(eta) A^T W^1/2 is (M diag(eta) M^T) o (Z Z^T), scaled: k times fewer operations.

@@ -7,9 +7,10 @@ search. Long lists are solved on a working set that grows by the most violated c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,17 +22,6 @@ from sklearn_convexbn.solvers._base import Iterate, RunSettings
 from sklearn_convexbn.solvers._cones import project_on_cones
 from sklearn_convexbn.solvers._interior_step import Point, Workspace, first_point, newton_step
 
-#: Lists whose Newton step takes more operations, or that have more entries (arrangements times
-#: rows), are solved on working sets; the first of them has about this many unknowns.
-MAX_STEP_COST = 5e9
-MAX_ENTRIES = 10**7
-FIRST_COLUMNS = 400
-
-#: With alpha above this share of its largest value few arrangements are active. Then lists of
-#: more than four times this many unknowns start from these; below it, that is slower.
-SPARSE_SHARE = 0.08
-SPARSE_COLUMNS = 200
-
 #: A certificate is computed at least this often, in Newton steps.
 STEPS_A_ROUND = 15
 
@@ -42,7 +32,35 @@ START_SIZES = (1.0, 1e-2, 1e2, 1e-4)
 END = 1e-9
 
 
-def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]:
+@dataclass(frozen=True)
+class Plan:
+    """How a list is solved: whole, or on a part of it that grows.
+
+    Attributes
+    ----------
+    max_step_cost, max_entries : float
+        Lists whose Newton step takes more operations, or that have more entries (arrangements
+        times rows), are solved on working sets.
+    first_columns : int
+        The first of these has about so many unknowns.
+    sparse_share, sparse_columns : float and int
+        With alpha above this share of its largest value few arrangements are active. Then lists
+        of more than four times so many unknowns start from these; below it, that is slower.
+    by_rows : bool or None
+        Which form the Newton equations have; None is the cheaper one.
+    """
+
+    max_step_cost: float = 5e9
+    max_entries: float = 1e7
+    first_columns: int = 400
+    sparse_share: float = 0.08
+    sparse_columns: int = 200
+    by_rows: bool | None = None
+
+
+def interior_point(
+    problem: Problem, settings: RunSettings, plan: Plan | None = None
+) -> Iterator[Iterate]:
     """Solve the ReLU program with one output on the problem's list of arrangements.
 
     Parameters
@@ -50,6 +68,7 @@ def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]
     problem : Problem
         With one output, ``activation="relu"`` and a list of arrangements.
     settings : RunSettings
+    plan : Plan, default=None
 
     Yields
     ------
@@ -73,29 +92,35 @@ def interior_point(problem: Problem, settings: RunSettings) -> Iterator[Iterate]
     if len(start):
         part_fit = torch.as_tensor(problem.with_best_intercept(start)[1], device=fit.device)
         yield _iterate(start, _bound(full, part_fit, start_rows[:0], None), stalled=False)
-    b, tol = float(constant[0]), settings.tol
-    yield from _working_sets(full, listed, bound, start_rows, value=value, b=b, tol=tol)
+    tol, plan = settings.tol, plan or Plan()
+    rows = _first_rows(full, bound, start_rows, plan)
+    solved = partial(
+        _interior_points, value=value, b=float(constant[0]), tol=tol, by_rows=plan.by_rows
+    )
+    yield from _working_sets(full, listed, bound, rows, solved, value=value, tol=tol)
 
 
 def _working_sets(
     full: Program,
     listed: np.ndarray,
     bound: _Bound,
-    start_rows: Tensor,
+    rows: Tensor,
+    solved: Callable[..., Iterator[tuple[Point, bool]]],
     *,
     value: float,
-    b: float,
     tol: float,
 ) -> Iterator[Iterate]:
-    """Solve on growing parts of the list; `bound`, `value` and `b` are the constant model's."""
-    rows = _first_rows(full, bound, start_rows)
+    """Solve on growing parts of the list; `bound` and `value` are the constant model's.
+
+    `solved` yields the points of a part.
+    """
     # The first working sets are guesses: not worth solving well.
     target = tol if len(rows) == len(full) else max(tol, 3e-2)
     primal, dual = value, bound.value
     while True:
         finest = len(rows) == len(full) or target <= 0.1 * tol
         part = full.restrict(rows)
-        points = _interior_points(part, value=value, b=b, tol=tol, target=target, finest=finest)
+        points = solved(part, target=target, finest=finest)
         for point, last in points:
             network = _feasible_network(part, point)
             bound = _bound(full, _fit(part, point), rows, point)
@@ -111,7 +136,14 @@ def _working_sets(
 
 
 def _interior_points(
-    part: Program, *, value: float, b: float, tol: float, target: float, finest: bool
+    part: Program,
+    *,
+    value: float,
+    b: float,
+    tol: float,
+    target: float,
+    finest: bool,
+    by_rows: bool | None,
 ) -> Iterator[tuple[Point, bool]]:
     """Yield points worth a certificate, and whether they are the last of this working set.
 
@@ -120,7 +152,7 @@ def _interior_points(
     where the matrix is so ill-conditioned that rounding errors raise the residual.
     """
     sizes = list(START_SIZES)
-    point, work = first_point(part, b, sizes.pop(0) * value), Workspace(part)
+    point, work = first_point(part, b, sizes.pop(0) * value), Workspace(part, by_rows)
     near, error = False, np.inf
     while True:
         for _ in range(2 if near else STEPS_A_ROUND):
@@ -289,13 +321,13 @@ def _torch_program(problem: Problem, device: str) -> tuple[Program, np.ndarray]:
     return program, listed
 
 
-def _first_rows(full: Program, bound: _Bound, start_rows: Tensor) -> Tensor:
+def _first_rows(full: Program, bound: _Bound, start_rows: Tensor, plan: Plan) -> Tensor:
     """Return the whole list if it is short and not sparse, else the start's and the worst."""
     P, (n, k) = len(full), full.Z.shape
-    columns = FIRST_COLUMNS
-    if step_cost(full, P) <= MAX_STEP_COST and P * n <= MAX_ENTRIES:
-        columns = SPARSE_COLUMNS
-        if full.alpha <= SPARSE_SHARE * bound.largest or P * k <= 4 * columns:
+    columns = plan.first_columns
+    if step_cost(full, P) <= plan.max_step_cost and P * n <= plan.max_entries:
+        columns = plan.sparse_columns
+        if full.alpha <= plan.sparse_share * bound.largest or P * k <= 4 * columns:
             return torch.arange(P, device=full.Z.device)
     order = bound.norms.amax(0).argsort(descending=True)[: max(columns // k, 8)]
     return torch.unique(torch.cat([start_rows, order]))

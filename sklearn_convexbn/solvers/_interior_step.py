@@ -76,7 +76,7 @@ def first_point(program: Program, b: float, value: float) -> Point:
 class Workspace:
     """Reused (2, P, n) arrays: page faults of fresh ones cost more than the arithmetic."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, by_rows: bool | None = None) -> None:
         n, k = program.Z.shape
         shape = (2, len(program), n)
         #: Rows z z^T: the 2P barrier Hessians are then one matrix product.
@@ -86,7 +86,7 @@ class Workspace:
         )
         self.hessian = program.Z.new_empty(0)
         self.gram: Tensor | None = None
-        self.by_rows = rows_are_cheaper(program, len(program))
+        self.by_rows = rows_are_cheaper(program, len(program)) if by_rows is None else by_rows
 
     def system(self, program: Program, B: Tensor, h: Tensor) -> BlockSystem | RowSystem:
         """Factorise the Newton matrix with barrier Hessians B (2, P, k, k) and loss Hessian h."""

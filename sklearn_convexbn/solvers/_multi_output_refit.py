@@ -100,6 +100,7 @@ def multi_output_refit(
     start_weights: Tensor,
     start_intercept: Tensor,
     tol: float = 1e-6,
+    max_rounds: int = MAX_ROUNDS,
 ) -> tuple[Tensor, Tensor]:
     """Minimise ``loss.value(A V + b) + alpha sum_j |V_j|`` over the output weights V and b.
 
@@ -120,6 +121,8 @@ def multi_output_refit(
     start_intercept : torch.Tensor of shape (C,)
     tol : float, default=1e-6
         Relative duality gap, reached unless rounding errors forbid it.
+    max_rounds : int, default=100
+        Rounds at most.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def multi_output_refit(
     starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
     best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.phi)
     rounds = _Refit(program, tol, n_slow=1, n_creeping=4).rounds(best)
-    for point, _, _ in islice(rounds, MAX_ROUNDS + 1):
+    for point, _, _ in islice(rounds, max_rounds + 1):
         best = point
     return best.V, best.b - centre @ best.V
 

@@ -56,15 +56,18 @@ class Memory:
     ----------
     size : int
         Length of a point.
+    n_pairs : int, default=20
+        Pairs of steps and changes that are remembered.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, n_pairs: int = MEMORY) -> None:
+        self.n_pairs = n_pairs
         # Rows 2i and 2i + 1 are a step s_i and the change y_i of the gradient; full, the oldest
         # pair is overwritten. `order` has the places, oldest first.
-        self._pairs = np.empty((2 * MEMORY, size))
+        self._pairs = np.empty((2 * n_pairs, size))
         self._order: list[int] = []
-        self._products = np.zeros((2 * MEMORY, 2 * MEMORY))  # columns: with the changes y_i
-        self._along = np.zeros(2 * MEMORY)  # with the last gradient
+        self._products = np.zeros((2 * n_pairs, 2 * n_pairs))  # columns: with the changes y_i
+        self._along = np.zeros(2 * n_pairs)  # with the last gradient
 
     def forget(self) -> None:
         """Start anew."""
@@ -78,7 +81,7 @@ class Memory:
         sy, yy = float(s @ y), float(y @ y)
         curves = sy > 1e-10 * float(np.sqrt((s @ s) * yy))
         if curves:
-            place = len(self._order) if len(self._order) < MEMORY else self._order.pop(0)
+            place = len(self._order) if len(self._order) < self.n_pairs else self._order.pop(0)
             self._order.append(place)
             self._pairs[2 * place], self._pairs[2 * place + 1] = s, y
         used = 2 * len(self._order)

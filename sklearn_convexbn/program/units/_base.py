@@ -34,6 +34,10 @@ def unit_columns(A: Tensor) -> Tensor:
     return A / column_norms(A).clamp_min_(1e-12)
 
 
+#: Activations of up to this many bytes are stored while output weights are refitted.
+STORED_BYTES = 2**27
+
+
 class Units(ABC):
     """One kind of hidden unit on one set of rows.
 
@@ -128,8 +132,8 @@ class Units(ABC):
         """Return ``Lambda^T a(q)`` (G C, m) for a dual point (n, C) and units Q (k, m)."""
 
     @abstractmethod
-    def activations(self, Q: Tensor) -> Activations:
-        """Return the activations of units Q (k, m)."""
+    def activations(self, Q: Tensor, stored_bytes: int = STORED_BYTES) -> Activations:
+        """Return the activations of units Q (k, m), stored if they are of so many bytes at most."""
 
     @abstractmethod
     def ascent(self, Lambda: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:

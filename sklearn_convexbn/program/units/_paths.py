@@ -27,7 +27,7 @@ from sklearn_convexbn.program.units._activations import (
     ComputedActivations,
     StoredActivations,
 )
-from sklearn_convexbn.program.units._base import Draw, Units, unit_columns
+from sklearn_convexbn.program.units._base import STORED_BYTES, Draw, Units, unit_columns
 from sklearn_convexbn.program.units._blocks import row_slices
 from sklearn_convexbn.support._arrays import Array, as_numpy, is_tensor
 from sklearn_convexbn.support._sharding import ALL_HERE
@@ -43,9 +43,6 @@ NEGLIGIBLE_PART = 1e-3
 
 #: Units are told apart by their activations on at most so many rows.
 SIGNATURE_ROWS = 256
-
-#: Activations of up to this many bytes are stored while output weights are refitted.
-STORED_BYTES = 2**27
 
 
 class PathUnits(Units):
@@ -129,13 +126,13 @@ class PathUnits(Units):
     def _tensor(self, a: Array) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(a) if not is_tensor(a) else a).to(self.device)
 
-    def activations(self, Q: Tensor) -> Activations:
+    def activations(self, Q: Tensor, stored_bytes: int = STORED_BYTES) -> Activations:
         def features(Q: Tensor) -> Iterator[tuple[slice, Tensor]]:
             for rows, _, _, g in self._blocks(Q):
                 yield rows, g.clamp_min_(0.0)
 
         computed = ComputedActivations(features, Q, self.n_samples)
-        if self.n_samples * Q.shape[1] * Q.element_size() > STORED_BYTES:
+        if self.n_samples * Q.shape[1] * Q.element_size() > stored_bytes:
             return computed
         A = Q.new_empty(computed.shape)
         for rows, block in features(Q):

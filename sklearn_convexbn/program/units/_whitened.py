@@ -17,7 +17,13 @@ import numpy as np
 
 from sklearn_convexbn.data._pooling import IDENTITY, Pooling
 from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.program.units._base import Draw, Units, column_norms, unit_columns
+from sklearn_convexbn.program.units._base import (
+    STORED_BYTES,
+    Draw,
+    Units,
+    column_norms,
+    unit_columns,
+)
 from sklearn_convexbn.program.units._blocks import row_slices
 from sklearn_convexbn.support._arrays import (
     Array,
@@ -40,9 +46,6 @@ KEPT_BYTES = 2**24
 
 #: Rows whose signs are packed into bits together.
 PACKED_ROWS = 4096
-
-#: Activations of up to this many bytes are stored while output weights are refitted.
-STORED_BYTES = 2**27
 
 
 class WhitenedMatrix(Protocol):
@@ -144,14 +147,14 @@ class WhitenedUnits(Units):
         C, G = len(T), self.n_cells
         return T.reshape(C, G, -1).swapaxes(0, 1).reshape(G * C, T.shape[1] // G)
 
-    def activations(self, Q: Tensor) -> Activations:
+    def activations(self, Q: Tensor, stored_bytes: int = STORED_BYTES) -> Activations:
         from sklearn_convexbn.program.units._activations import (
             ComputedActivations,
             StoredActivations,
         )
 
         n, m = self.n_samples, Q.shape[1] * self.n_cells
-        if Q.element_size() * n * m > max(STORED_BYTES, self.Z.nbytes):
+        if Q.element_size() * n * m > max(stored_bytes, self.Z.nbytes):
             return ComputedActivations(self._features, Q, n, self.shards, self.n_cells)
         A = Q.new_empty(n, m)
         for samples, features in self._features(Q):
