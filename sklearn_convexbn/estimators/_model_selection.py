@@ -142,6 +142,9 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         (:func:`alpha_max`, over all settings) down, or the alphas themselves: positive,
         strictly descending. All folds and all settings share them.
 
+    eps : float, default=1e-3
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
     n_components : int, float, None or list of these, default=None
         Settings to choose from: numbers of leading singular directions of X, shares of its
         variance in (0, 1), or None for all.
@@ -173,6 +176,26 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     max_iter : int, default=200
         Largest number of rounds of each fit.
 
+    fold_tol : float, default=0.1
+        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
+        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
+
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
+        five.
+
+    n_jobs : int or None, default=None
+        Paths (one for each fold and setting) trained at a time, by joblib.
+
+    selection : {"best", "one_standard_error"}, default="best"
+        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
+        within one standard error (over the folds) of the best.
+
     device : str or None, default=None
         Where solvers that use torch compute.
 
@@ -185,29 +208,6 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
         As in :class:`ConvexBNRegressor`. Scores are mean squared errors of predictions whatever
         the loss.
-
-    eps : float, default=1e-3
-        Smallest alpha divided by the largest, where `alphas` is a number.
-
-    cv : int, cross-validation generator or iterable, default=None
-        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
-        five.
-
-    n_jobs : int or None, default=None
-        Paths (one for each fold and setting) trained at a time, by joblib.
-
-    fold_tol : float, default=0.1
-        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
-        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
-
-    patience : int or None, default=None
-        Number of alphas after which a path in a fold ends early: so many in succession have scored
-        below its best, none better than the one before. What is left out has NaN for scores and is
-        not chosen. None follows every path to its end.
-
-    selection : {"best", "one_standard_error"}, default="best"
-        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
-        within one standard error (over the folds) of the best.
 
     Attributes
     ----------
@@ -347,6 +347,9 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
         (:func:`alpha_max`, over all settings) down, or the alphas themselves: positive,
         strictly descending. All folds and all settings share them.
 
+    eps : float, default=1e-3
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
     n_components : int, float, None or list of these, default=None
         Settings to choose from: numbers of leading singular directions of X, shares of its
         variance in (0, 1), or None for all.
@@ -378,6 +381,29 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     max_iter : int, default=200
         Largest number of rounds of each fit.
 
+    fold_tol : float, default=0.1
+        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
+        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
+
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
+        five.
+
+    scoring : str, callable or None, default=None
+        Score to maximise, as in scikit-learn; None is the accuracy.
+
+    n_jobs : int or None, default=None
+        Paths (one for each fold and setting) trained at a time, by joblib.
+
+    selection : {"best", "one_standard_error"}, default="best"
+        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
+        within one standard error (over the folds) of the best.
+
     device : str or None, default=None
         Where solvers that use torch compute.
 
@@ -392,32 +418,6 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
 
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in every fit.
-
-    eps : float, default=1e-3
-        Smallest alpha divided by the largest, where `alphas` is a number.
-
-    cv : int, cross-validation generator or iterable, default=None
-        Folds, fixed once for all fits: as in :func:`~sklearn.model_selection.check_cv`, None for
-        five.
-
-    n_jobs : int or None, default=None
-        Paths (one for each fold and setting) trained at a time, by joblib.
-
-    fold_tol : float, default=0.1
-        Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
-        larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
-
-    patience : int or None, default=None
-        Number of alphas after which a path in a fold ends early: so many in succession have scored
-        below its best, none better than the one before. What is left out has NaN for scores and is
-        not chosen. None follows every path to its end.
-
-    selection : {"best", "one_standard_error"}, default="best"
-        "one_standard_error" takes, at the best setting, the largest alpha whose mean score is
-        within one standard error (over the folds) of the best.
-
-    scoring : str, callable or None, default=None
-        Score to maximise, as in scikit-learn; None is the accuracy.
 
     Attributes
     ----------

@@ -55,6 +55,9 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         Number of alphas, geometrically spaced from 0.01 down, or the alphas themselves: positive,
         strictly descending.
 
+    eps : float, default=1e-2
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
     inner_width : int, default=4
         As in :class:`PathNetRegressor`, like the parameters below that say no more.
 
@@ -74,6 +77,12 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         Largest number of rounds of the last fit; those in the folds, and those at larger alphas,
         have five at most.
 
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
+
+    n_jobs : int or None, default=None
+        Folds trained at a time, by joblib.
+
     device : str or None, default=None
         Where torch computes.
 
@@ -85,15 +94,6 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
 
     loss : {"squared_error", "huber", "poisson", "quantile"} or Loss, default="squared_error"
         As in :class:`ConvexBNRegressor`. Scores are mean squared errors whatever the loss.
-
-    eps : float, default=1e-2
-        Smallest alpha divided by the largest, where `alphas` is a number.
-
-    cv : int, cross-validation generator or iterable, default=None
-        Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
-
-    n_jobs : int or None, default=None
-        Folds trained at a time, by joblib.
 
     Attributes
     ----------
@@ -202,6 +202,9 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
         Number of alphas, geometrically spaced from 0.01 down, or the alphas themselves: positive,
         strictly descending.
 
+    eps : float, default=1e-2
+        Smallest alpha divided by the largest, where `alphas` is a number.
+
     inner_width : int, default=4
         As in :class:`PathNetClassifier`, like the parameters below that say no more.
 
@@ -221,6 +224,15 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
         Largest number of rounds of the last fit; those in the folds, and those at larger alphas,
         have five at most.
 
+    cv : int, cross-validation generator or iterable, default=None
+        Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
+
+    scoring : str, callable or None, default=None
+        Score to maximise, as in scikit-learn; None is the accuracy.
+
+    n_jobs : int or None, default=None
+        Folds trained at a time, by joblib.
+
     device : str or None, default=None
         Where torch computes.
 
@@ -235,18 +247,6 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
 
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in every fit.
-
-    eps : float, default=1e-2
-        Smallest alpha divided by the largest, where `alphas` is a number.
-
-    cv : int, cross-validation generator or iterable, default=None
-        Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
-
-    n_jobs : int or None, default=None
-        Folds trained at a time, by joblib.
-
-    scoring : str, callable or None, default=None
-        Score to maximise, as in scikit-learn; None is the accuracy.
 
     Attributes
     ----------
