@@ -12,6 +12,11 @@ def test_messy_problems(first):
     assert [(v.faults, str(v.case)) for v in verdicts if v.faults] == []
 
 
+@pytest.mark.parametrize("seed", [874])
+def test_cases_that_have_failed_among_more(seed):
+    assert judge(seed).faults == {}
+
+
 def test_a_seed_is_the_whole_case():
     assert str(draw(7)) == str(draw(7))
     assert (draw(7).X == draw(7).X).all()

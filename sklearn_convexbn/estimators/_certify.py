@@ -359,17 +359,21 @@ def _with_proof(judged: _Judged, n_evaluations: int) -> Found:
     if found.is_tight:
         return found
     known = found.directions[:, np.argsort(-found.values, kind="stable")[:KNOWN_TO_PROOF]]
-    wanted = max(judged.own, float(found.values.max()), problem.alpha) * (1.0 + PROOF_CLOSENESS)
-    return found.joined(
-        bounded_by_cones(
+    largest = max(judged.own, float(found.values.max()), problem.alpha)
+    # At first what a fit has taken, down to what is attained: to prove no less than it did.
+    for closeness, count in ((1e-9, None), (PROOF_CLOSENESS, n_evaluations)):
+        cones = bounded_by_cones(
             problem,
             judged.Lambda,
             known=known,
-            wanted=wanted,
-            closeness=PROOF_CLOSENESS,
-            n_evaluations=n_evaluations,
+            wanted=largest * (1.0 + closeness),
+            closeness=closeness,
+            n_evaluations=count,
         )
-    )
+        found = found.joined(cones)
+        if found.bound <= largest * (1.0 + PROOF_CLOSENESS):
+            break
+    return found
 
 
 def _certificate(
