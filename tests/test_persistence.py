@@ -33,6 +33,10 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     Patches,
+    PathNetClassifier,
+    PathNetClassifierCV,
+    PathNetRegressor,
+    PathNetRegressorCV,
 )
 from sklearn_convexbn.solvers import REGISTRY, Pursuit
 
@@ -87,6 +91,11 @@ CASES = {
         "three classes",
         {"alphas": [0.3, 0.1], "n_components": [2, None], "cv": 2, "activation": "gated_relu"},
     ),
+    "paths": ("one output", {"inner_width": 2}),
+    "paths, two outputs": ("two outputs", {"inner_width": 2, "alpha": 0.3}),
+    "paths, three classes": ("three classes", {"inner_width": 2, "norm": "l2"}),
+    "paths, cv": ("one output", {"inner_width": 2, "alphas": [0.3, 0.1], "cv": 2}),
+    "paths, cv, classes": ("two classes", {"inner_width": 0, "alphas": [0.3, 0.1], "cv": 2}),
 }
 per_case = pytest.mark.parametrize("case", CASES)
 
@@ -103,10 +112,15 @@ def data(case):
 @cache
 def fitted(case):
     task, parameters = CASES[case]
+    regressor, classifier, regressor_cv, classifier_cv = (
+        (PathNetRegressor, PathNetClassifier, PathNetRegressorCV, PathNetClassifierCV)
+        if "inner_width" in parameters
+        else (ConvexBNRegressor, ConvexBNClassifier, ConvexBNRegressorCV, ConvexBNClassifierCV)
+    )
     if "cv" in parameters:
-        estimator = ConvexBNClassifierCV if "classes" in task else ConvexBNRegressorCV
+        estimator = classifier_cv if "classes" in task else regressor_cv
         return estimator(**{"random_state": 0, **parameters}).fit(*data(case))
-    estimator = ConvexBNClassifier if "classes" in task else ConvexBNRegressor
+    estimator = classifier if "classes" in task else regressor
     return estimator(**{"alpha": 0.1, "random_state": 0, **parameters}).fit(*data(case))
 
 
@@ -174,7 +188,7 @@ WAYS = [pickled, through_joblib, through_skops]
 def test_cases_cover_what_there_is():
     models = [fitted(case) for case in CASES]
     assert {m.solver_.name for m in models} == set(REGISTRY)
-    assert {m.activation for m in models} == {"relu", "gated_relu"}
+    assert {getattr(m, "activation", "relu") for m in models} == {"relu", "gated_relu"}
     assert {m.certificate_.kind for m in models} == {"exact", "estimated"}
     assert min(m.n_neurons_ for m in models) == 0
 
@@ -187,7 +201,7 @@ def test_round_trip(case, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", ["pursuit", "gated, three classes"])
+@pytest.mark.parametrize("case", ["pursuit", "gated, three classes", "paths"])
 def test_loaded_model_can_be_fitted_again(case, way):
     model, (X, y) = fitted(case), data(case)
     again = way(model).fit(X, y)
@@ -383,10 +397,14 @@ def assert_close(a, b, rtol):
     np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max())
 
 
-@pytest.mark.parametrize("case", ["pursuit, two outputs", "pursuit, three classes", "empty"])
+@pytest.mark.parametrize(
+    "case",
+    ["pursuit, two outputs", "pursuit, three classes", "empty", "paths", "paths, three classes"],
+)
 def test_onnx_in_double_precision(case, tmp_path):
     model, X = fitted(case), data(case)[0]
-    run = onnx_session(model.to_torch(fold=True), X, tmp_path / "model.onnx")
+    module = model.to_torch() if "paths" in case else model.to_torch(fold=True)
+    run = onnx_session(module, X, tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == ["model.onnx"]
     raw = model.decision_function if is_classifier(model) else model.predict
     for n in (1, 2, len(X)):
@@ -533,7 +551,7 @@ def test_html_lists_the_fitted_attributes(case):
 
 
 @pytest.mark.skipif(SKLEARN < (1, 9), reason="texts of attributes: scikit-learn 1.9")
-@pytest.mark.parametrize("case", ["pursuit", "gated, three classes", "cv", "cv, classes"])
+@pytest.mark.parametrize("case", ["pursuit", "gated, three classes", "cv", "cv, classes", "paths"])
 def test_html_can_explain_every_parameter_and_attribute(case):
     # Texts are shown where there is a page to link to, as in the gallery.
     model = copy(fitted(case))
