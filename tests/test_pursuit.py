@@ -178,15 +178,16 @@ def test_fit_over_all_arrangements_ends_with_a_search_of_its_own(problem, search
     assert result.converged
     certificate = result.certificate
     assert certificate.kind == "estimated"
-    assert certificate.n_verified == searches[-1][2].n_starts == 700
+    parts = [effort.n_starts for search, _, effort in searches if search is searches[-1][0]]
+    assert certificate.n_verified == sum(parts) == 700
     assert 0 <= certificate.n_hits <= 700
     assert certificate.gap <= certificate.cautious_gap
     assert list(result.history["kind"]) == ["stopping"] * (result.n_iter - 1) + ["verified"]
-    (first, *_), (last, knew, _) = searches[0], searches[-1]
+    first, (last, knew, _) = searches[0][0], searches[-len(parts)]
     assert knew is None
     assert last is not first
     assert last.random_state is not first.random_state
-    assert {id(search) for search, *_ in searches[:-1]} == {id(first)}
+    assert {id(search) for search, *_ in searches[: -len(parts)]} == {id(first)}
 
 
 def test_rounds_search_roughly_until_the_gap_passes(problem, searches):
@@ -337,9 +338,36 @@ def test_independent_search_in_parts_tells_its_progress():
         random_state=rng,
         progress=lambda done, largest: told.append((done, largest)),
     )
-    assert [done for done, _ in told] == [5000, 10_000, 12_000]
+    assert [done for done, _ in told] == [250, 500, 1000, 2000, 4000, 8000, 12_000]
     assert (np.diff([largest for _, largest in told]) >= 0).all()
     assert told[-1][1] == seen.found.largest
+
+
+def test_independent_search_ends_once_what_it_found_decides(monkeypatch):
+    monkeypatch.setattr(_verification, "FIRST_PART", 20)
+    rng = np.random.RandomState(0)
+    seen = _verification.independent_search(
+        layer_of(rng.normal(size=(20, 3))),
+        lambda count: rng.normal(size=(3, count)),
+        rng.normal(size=(20, 1)),
+        np.zeros((3, 0)),
+        n_starts=100,
+        random_state=rng,
+        progress=lambda done, _: done == 40,
+    )
+    assert seen.n_starts == 40
+
+
+def test_verification_goes_on_unless_it_has_found_more_than_tol_allows(problem, monkeypatch):
+    decided, search = [], _verification.independent_search
+
+    def watched(*args, progress, **keywords):
+        decided.extend(progress(10, excess * problem.alpha) for excess in (0.0, 1.0, 1.5))
+        return search(*args, progress=progress, **keywords)
+
+    monkeypatch.setattr(_verification, "independent_search", watched)
+    assert solve(problem, Pursuit(n_verify=80), tol=0.02).converged
+    assert decided[-3:] == [False, False, True]
 
 
 def test_search_of_a_perfect_fit_finds_nothing():

@@ -35,7 +35,7 @@ MEMORY = 100
 SAME, OWN = 0.99, 0.9999
 
 #: The part of ascents that are polished, but at least so many, and the cosine of the closest two.
-POLISHED_PART, LEAST_POLISHED, APART = 0.1, 30, 0.999
+POLISHED_PART, LEAST_POLISHED, APART = 0.02, 30, 0.999
 
 #: The operations of DC steps, as a part of those of the ascents: they take longer, in float64.
 POLISHING = 0.25
@@ -57,7 +57,7 @@ class Effort(NamedTuple):
     steered : bool
         Whether starts may ascend on a subset of the rows, and only the best on all from there.
     polished : bool
-        Whether DC steps raise the best tenth of what ascents end in, where units have such steps.
+        Whether DC steps raise the best few of what ascents end in, where units have such steps.
     """
 
     n_starts: int

@@ -20,11 +20,12 @@ from sklearn_convexbn.support._arrays import Array
 #: Ascent steps, and relatives of maxima: one for so many starts, but at most so many.
 STEPS, STARTS_A_RELATIVE, MOST_RELATIVES = 20, 4, 500
 
-#: How often relatives are looked for, and how many starts ascend until progress is told.
-GENERATIONS, STARTS_A_PART = 2, 5000
+#: How often relatives are looked for, and how many starts ascend together until progress is told:
+#: a few at first, then as many as so far.
+GENERATIONS, FIRST_PART, LARGEST_PART = 2, 250, 5000
 
-#: Told of the starts so far and the largest value found.
-Progress = Callable[[int, float], None]
+#: Told of the starts so far and the largest value found; what is true ends the search.
+Progress = Callable[[int, float], bool | None]
 
 
 @dataclass(frozen=True)
@@ -78,29 +79,32 @@ def independent_search(
     n_starts : int
     random_state : numpy.random.RandomState
     progress : callable, default=None
-        ``progress(n_starts, largest)`` is told how far the search has come.
+        ``progress(n_starts, largest)`` is told how far the search has come, and may end it: where
+        what has been found decides already, more starts decide nothing.
     """
     search = Search(units, draw, random_state)
     n_relatives = min(MOST_RELATIVES, n_starts // STARTS_A_RELATIVE)
     n_generations = GENERATIONS if n_relatives else 0
     parts: list[Found] = []
     ends: list[Found] = []
-    for first in range(0, n_starts, STARTS_A_PART):
-        count = min(STARTS_A_PART, n_starts - first)
+    first = 0
+    while first < n_starts:
+        count = min(max(first, FIRST_PART), LARGEST_PART, n_starts - first)
         is_last = first + count == n_starts
         effort = Effort(count, n_relatives, STEPS, n_generations if is_last else 0, polished=True)
         values, directions = search(Lambda, known if first == 0 else known[:, :0], effort)
         parts.append(Found(values, directions))
         ends.append(Found(values[:count], directions[:, :count]))
-        if progress is not None:
-            progress(first + count, max(part.largest for part in parts))
+        first += count
+        if progress is not None and progress(first, max(part.largest for part in parts)):
+            break
     found = Found(
         np.concatenate([part.values for part in parts]),
         np.hstack([part.directions for part in parts]),
     )
     n_hits = sum(_hits(units, end, found) for end in ends)
     assert search.maxima is not None
-    return Verification(found, n_starts, n_hits, search.maxima)
+    return Verification(found, first, n_hits, search.maxima)
 
 
 def _hits(units: Units, ends: Found, found: Found) -> int:

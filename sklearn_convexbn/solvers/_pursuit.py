@@ -54,9 +54,10 @@ class Pursuit(Solver):
     n_verify : int or "auto", default="auto"
         Random starts of the verification: a search with random numbers of its own that is made
         once the fit would stop, where nothing can be proven, and reported whatever it finds. If
-        that is more than ``tol`` allows, the fit goes on from there, and the next verification
-        has twice the starts. "auto" takes about as many as the rounds had together, but at most
-        as many as cost a third of the fit so far, each time; 0 verifies nothing.
+        that is more than ``tol`` allows, it ends, the fit goes on from there, and the next
+        verification has twice the starts this one was to have. "auto" takes about as many as the
+        rounds had together, but at most as many as cost a third of the fit so far, each time; 0
+        verifies nothing.
     """
 
     name = "pursuit"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: Ascent steps of a rough search.
 ROUGH_STEPS = 10
 
+#: From this tolerance on rounds do without DC steps, which raise maxima by a tenth of a percent.
+UNPOLISHED_TOLERANCE = 0.05
+
 #: A verification costs at most this part of what the searches and slides of the rounds
 #: have cost: a third of all then.
 VERIFICATION_SHARE = 0.5
@@ -86,7 +89,10 @@ class RoundSearch:
         self._search = Search(units, self._draw(settings.random_state), settings.random_state)
         self._rough = Effort(n_starts, n_starts, ROUGH_STEPS, 0, steered=True)
         self._fine = self._rough._replace(
-            n_relatives=(n_starts + 1) // 2, n_steps=n_steps, n_generations=1, polished=True
+            n_relatives=(n_starts + 1) // 2,
+            n_steps=n_steps,
+            n_generations=1,
+            polished=settings.tol < UNPOLISHED_TOLERANCE,
         )
         self._needs_fine = False
         self._last_verified = 0
@@ -124,8 +130,14 @@ class RoundSearch:
         return found
 
     def _verified(self, neurons: Neurons, Lambda: Array, found: Found) -> Outcome:
-        """Search afresh, and join whatever that finds; the next time from twice the starts."""
+        """Search afresh, and join whatever that finds; the next time from twice the starts.
+
+        What has found more than the tolerance allows has decided, and ends.
+        """
         from sklearn_convexbn.search._verification import independent_search
+
+        def reached(largest: float) -> Found:
+            return Found(np.array([largest]), found.directions[:, :1])
 
         if self.n_verify == "auto":
             n_starts = self._affordable_starts()
@@ -139,6 +151,7 @@ class RoundSearch:
             neurons.directions.T,
             n_starts=n_starts,
             random_state=self._own_state,
+            progress=lambda _, largest: not self._passes(neurons, reached(largest)),
         )
         self._search.maxima = verification.maxima  # where rounds look first, should it go on
         found = found.joined(verification.found)
