@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn.data._whitening import whiten
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import distinct_gates, enumerate_gates
 from sklearn_convexbn.program._problem import Neurons, Problem
@@ -39,6 +39,14 @@ def output_with_array_api(code):
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def whiten(X, weights, *, n_components=None, shrinkage=0.0, by_column=True):
+    """Return the whitened rows (n, k + 1) of X (n, d), an array or blocks, and the whitening."""
+    setting = (n_components, shrinkage)
+    decomposed = Decomposition.of(X, weights, [setting], by_column=by_column, shards=ALL_HERE)
+    whitening = decomposed.whitening(*setting)
+    return whitening.transform(X), whitening
 
 
 def problem_and_whitening(

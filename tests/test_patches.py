@@ -30,7 +30,6 @@ from sklearn_convexbn import (
 from sklearn_convexbn.data._patches import PatchGrid, PatchRows, images_as_rows, patch_grid
 from sklearn_convexbn.data._pooling import IDENTITY, Pooling, grid_pooling, pooling_window
 from sklearn_convexbn.data._rows import Rows
-from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import distinct_gates, random_directions
 from sklearn_convexbn.program._problem import Problem
@@ -39,7 +38,7 @@ from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.search._search import Effort, Search
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from sklearn_convexbn.support._sharding import ALL_HERE
-from tests.helpers import random_neurons, solve, targets
+from tests.helpers import random_neurons, solve, targets, whiten
 
 PATCHES = PatchGrid(
     (5, 6, 2), patch_shape=(3, 2), stride=(2, 2), pool_shape=(1, 2), pool_stride=(1, 1)

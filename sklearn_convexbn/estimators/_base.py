@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._patches import (
     Patches,
@@ -23,7 +24,6 @@ from sklearn_convexbn.data._patches import (
     patch_grid,
 )
 from sklearn_convexbn.data._validation import named, validated_rows
-from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._network import Network, convolution_to_torch, forward, to_torch
 from sklearn_convexbn.fit._training import (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.data._encoding import (
     TrainingData,
     classification_data,
@@ -19,7 +20,6 @@ from sklearn_convexbn.data._encoding import (
 )
 from sklearn_convexbn.data._patches import Patches, images_as_rows
 from sklearn_convexbn.data._validation import check_numbers, natural_array, validated_data
-from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.fit._network import Network
 from sklearn_convexbn.fit._training import (
     FIT_CONSTRAINTS,

@@ -14,8 +14,9 @@ from sklearn_convexbn.data._standardization import standardization_of
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._path_network import PathNetwork, neurons_of_paths, recover_paths
-from sklearn_convexbn.fit._training import COMPACT_TOLERANCE, FitSettings
+from sklearn_convexbn.fit._training import FitSettings
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE
 from sklearn_convexbn.support._device import out_of_memory_explained
 from sklearn_convexbn.support._sharding import ALL_HERE
 from sklearn_convexbn.support._warnings import warn_caller

@@ -12,6 +12,9 @@ from sklearn_convexbn.data._pooling import columns_of
 from sklearn_convexbn.program.units._blocks import row_slices
 from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
+#: Yields slices of the samples and the activations there (rows, m cells) of units (k, m).
+Features = Callable[[Tensor], Iterator[tuple[slice, Tensor]]]
+
 
 class Activations(ABC):
     """Activations (n, m) of fixed units, known by their products with other matrices.
@@ -106,9 +109,8 @@ class ComputedActivations(Activations):
 
     Parameters
     ----------
-    features : callable
-        ``features(Q)`` yields slices of the samples and activations (rows, m cells) of units Q
-        (k, m), that may be written to.
+    features : Features
+        What they yield may be written to.
     Q : torch.Tensor of shape (k, m)
     n_samples : int
     shards : Shards, default=ALL_HERE
@@ -120,7 +122,7 @@ class ComputedActivations(Activations):
 
     def __init__(
         self,
-        features: Callable[[Tensor], Iterator[tuple[slice, Tensor]]],
+        features: Features,
         Q: Tensor,
         n_samples: int,
         shards: Shards = ALL_HERE,
@@ -149,3 +151,23 @@ class ComputedActivations(Activations):
     @property
     def shape(self) -> tuple[int, int]:
         return self.n_samples, self.Q.shape[1] * self.cells
+
+
+def activations_of(
+    features: Features,
+    Q: Tensor,
+    n_samples: int,
+    shards: Shards,
+    cells: int = 1,
+    *,
+    stored_bytes: int,
+) -> Activations:
+    """Return activations, stored if they take up to `stored_bytes` of the memory."""
+    computed = ComputedActivations(features, Q, n_samples, shards, cells)
+    n, m = computed.shape
+    if Q.element_size() * n * m > stored_bytes:
+        return computed
+    A = Q.new_empty(n, m)
+    for samples, block in features(Q):
+        A[samples] = block
+    return StoredActivations(A, shards, cells)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from sklearn_convexbn.program.units._activations import Activations
 
+#: First steps, on the unit sphere, of starts that stand for a region and of starts that are
+#: thought to be close to a maximum.
+FAR, NEAR = 0.5, 0.1
+
 #: Draws vectors of parameters (k, count), the same sequence for the same random state.
 Draw = Callable[[int], np.ndarray]
 

@@ -148,18 +148,10 @@ class WhitenedUnits(Units):
         return T.reshape(C, G, -1).swapaxes(0, 1).reshape(G * C, T.shape[1] // G)
 
     def activations(self, Q: Tensor, stored_bytes: int = STORED_BYTES) -> Activations:
-        from sklearn_convexbn.program.units._activations import (
-            ComputedActivations,
-            StoredActivations,
-        )
+        from sklearn_convexbn.program.units._activations import activations_of
 
-        n, m = self.n_samples, Q.shape[1] * self.n_cells
-        if Q.element_size() * n * m > max(stored_bytes, self.Z.nbytes):
-            return ComputedActivations(self._features, Q, n, self.shards, self.n_cells)
-        A = Q.new_empty(n, m)
-        for samples, features in self._features(Q):
-            A[samples] = features
-        return StoredActivations(A, self.shards, self.n_cells)
+        layer, most = (self.n_samples, self.shards, self.n_cells), max(stored_bytes, self.Z.nbytes)
+        return activations_of(self._features, Q, *layer, stored_bytes=most)
 
     def _features(self, Q: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield samples and the activations (rows, m G) of units Q, the cells of one together."""
