@@ -159,7 +159,7 @@ def layers(cells, C, n=11, seed=0):
     Z, Q = torch.as_tensor(rng.normal(size=(n * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     Lambda = torch.as_tensor(rng.normal(size=(n, C)))
     spread = pooling.of_rows(Lambda, torch.arange(n * 9))
-    return WhitenedUnits(Z, pooling=pooling), WhitenedUnits(Z), Lambda, spread, Q
+    return WhitenedUnits(Z, ALL_HERE, pooling), WhitenedUnits(Z, ALL_HERE), Lambda, spread, Q
 
 
 @pytest.mark.parametrize(("cells", "C"), [(1, 1), (1, 3), (2, 1), (2, 3)])
@@ -178,7 +178,7 @@ def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cell
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
     Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
-    value, *found = WhitenedUnits(Z, pooling=pooling).loss(LOSSES[loss], Y, p, Q, V, b)
+    value, *found = WhitenedUnits(Z, ALL_HERE, pooling).loss(LOSSES[loss], Y, p, Q, V, b)
     for a in (Q, V, b):
         a.requires_grad_()
     pooled = torch.as_tensor(pooling.weights).T @ (Z @ Q).clamp_min(0).reshape(11, 9, 6)
@@ -195,7 +195,8 @@ def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cell
 
 def test_activations_of_pooled_units_stored_or_computed_have_a_column_for_each_cell():
     layer, _, _, _, Q = layers(2, 3)
-    stored, computed = layer.activations(Q), ComputedActivations(layer._features, Q, 11, cells=4)
+    stored = layer.activations(Q)
+    computed = ComputedActivations(layer._features, Q, 11, ALL_HERE, 4)
     assert stored.shape == computed.shape == (11, 24)
     V = torch.as_tensor(np.random.default_rng(1).normal(size=(6, 4 * 3)))
     torch.testing.assert_close(stored.fit(V.reshape(24, 3)), layer.fit(Q, V))
@@ -211,7 +212,7 @@ def test_refit_of_pooled_units_reaches_the_optimum_of_the_group_lasso(loss, C):
     problem, _ = conv_problem(loss, C)
     Q = torch.as_tensor(np.random.default_rng(3).normal(size=(5, 12)))
     Q = torch.nn.functional.normalize(Q, dim=0)
-    A = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling).activations(Q)
+    A = WhitenedUnits(torch.as_tensor(problem.Z), ALL_HERE, problem.pooling).activations(Q)
     Y, p = torch.as_tensor(problem.Y), torch.as_tensor(problem.p)
     start, b = torch.zeros(12 * 4, C).double(), torch.zeros(C).double()
     V, b = multi_output_refit(A, Y, p, problem.loss, 0.02, True, start, b, tol=1e-8)
@@ -236,7 +237,7 @@ def test_certificates_hold_under_an_independent_larger_search(loss, C, cells):
     assert result.converged
     neurons, F = problem.with_best_intercept(result.neurons)
     rng = np.random.RandomState(99)
-    layer = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling)
+    layer = WhitenedUnits(torch.as_tensor(problem.Z), ALL_HERE, problem.pooling)
     search = Search(layer, lambda count: random_directions(whitening, count, rng), rng)
     values, directions = search(
         problem.dual_point(F),
@@ -262,7 +263,7 @@ def test_search_on_a_random_subset_of_patches_ends_in_values_on_all():
     problem, whitening = conv_problem(n=60)
     neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=1e-2).neurons)
     Lambda, rng = problem.dual_point(F), np.random.RandomState(0)
-    layer = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling)
+    layer = WhitenedUnits(torch.as_tensor(problem.Z), ALL_HERE, problem.pooling)
     search = Search(
         layer, lambda count: random_directions(whitening, count, rng), rng, steering_rows=100
     )

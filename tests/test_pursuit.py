@@ -24,6 +24,7 @@ from sklearn_convexbn.solvers._pursuit import (
     slide,
 )
 from sklearn_convexbn.solvers._round_search import RoundSearch
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import hidden, make_problem, random_neurons, shared_data, solve
 
 
@@ -38,14 +39,14 @@ def problem(request):
 
 
 def layer_of(Z):
-    return WhitenedUnits(torch.as_tensor(Z))
+    return WhitenedUnits(torch.as_tensor(Z), ALL_HERE)
 
 
 def test_ascent_never_loses_to_its_starts_and_stays_on_the_sphere():
     rng = np.random.default_rng(0)
     Z, L, starts = (torch.as_tensor(rng.standard_normal(s)) for s in ((30, 4), (30, 2), (4, 50)))
     unit = starts / torch.linalg.vector_norm(starts, dim=0)
-    layer = WhitenedUnits(Z)
+    layer = WhitenedUnits(Z, ALL_HERE)
     values, Q = ascend(layer, L, starts, n_steps=20)
     assert (values >= layer.correlations(L, unit).norm(dim=0) - 1e-12).all()
     assert torch.allclose(values, layer.correlations(L, Q).norm(dim=0))

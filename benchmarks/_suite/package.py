@@ -78,5 +78,6 @@ def inner_steps(Z: Any, loss: str) -> tuple[Any, Any]:
     """Return the hidden layer on rows Z, which has the pursuit's inner steps, and a loss."""
     from sklearn_convexbn.losses._base import LOSSES
     from sklearn_convexbn.program.units._whitened import WhitenedUnits
+    from sklearn_convexbn.support._sharding import ALL_HERE
 
-    return WhitenedUnits(Z), LOSSES[loss]
+    return WhitenedUnits(Z, ALL_HERE), LOSSES[loss]

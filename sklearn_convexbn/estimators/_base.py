@@ -46,7 +46,7 @@ from sklearn_convexbn.support._compat import (
     documented_name,
 )
 from sklearn_convexbn.support._device import plain_torch
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards, current_shards
+from sklearn_convexbn.support._sharding import Shards, current_shards
 
 
 class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
@@ -83,7 +83,7 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _encode(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         """Return validated data as canonical rows with encoded targets."""
 
@@ -111,7 +111,7 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
         return self._validated(X, y, sample_weight)
 
     def _training_data(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         """Return validated data encoded, rows that are images cut into patches."""
         return self._encode(X, y, sample_weight, shards)
@@ -197,7 +197,7 @@ class BaseConvexBN(BaseNetwork):
         return tags
 
     def _training_data(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         data = super()._training_data(X, y, sample_weight, shards)
         if self._image_shape is None or self.patches is None:

@@ -23,6 +23,7 @@ from sklearn_convexbn.fit._training import state_problem
 from sklearn_convexbn.losses import LogLoss, names_for, resolved_loss
 from sklearn_convexbn.losses._base import LOSSES, Loss
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
 EXPRESSION_TOLERANCE = 1e-8
@@ -91,11 +92,12 @@ def _training_data(
     n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
+    rows = X, y, weights
     if not labels:
-        data = regression_data(X, y, weights, fit_intercept=fit_intercept, loss=chosen)
+        data = regression_data(*rows, fit_intercept=fit_intercept, loss=chosen, shards=ALL_HERE)
     else:
         class_weight = layers.setting("class_weight", None, None)
-        data = classification_data(X, y, weights, loss=chosen, class_weight=class_weight)
+        data = classification_data(*rows, loss=chosen, class_weight=class_weight, shards=ALL_HERE)
         if isinstance(chosen, LogLoss) and len(data.classes) == n_outputs == 2:
             data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
     _check_outputs(layers, data, loss)

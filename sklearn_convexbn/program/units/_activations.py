@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sklearn_convexbn.data._pooling import columns_of
 from sklearn_convexbn.program.units._blocks import row_slices
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
 
 #: Yields slices of the samples and the activations there (rows, m cells) of units (k, m).
 Features = Callable[[Tensor], Iterator[tuple[slice, Tensor]]]
@@ -81,12 +81,12 @@ class StoredActivations(Activations):
     Parameters
     ----------
     A : torch.Tensor of shape (n, m)
-    shards : Shards, default=ALL_HERE
+    shards : Shards
     cells : int, default=1
         Columns of a unit.
     """
 
-    def __init__(self, A: Tensor, shards: Shards = ALL_HERE, cells: int = 1) -> None:
+    def __init__(self, A: Tensor, shards: Shards, cells: int = 1) -> None:
         self.A, self.shards, self.cells = A, shards, cells
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -113,7 +113,7 @@ class ComputedActivations(Activations):
         What they yield may be written to.
     Q : torch.Tensor of shape (k, m)
     n_samples : int
-    shards : Shards, default=ALL_HERE
+    shards : Shards
     cells : int, default=1
         Columns of a unit.
     centre : torch.Tensor of shape (m cells,), default=None
@@ -125,7 +125,7 @@ class ComputedActivations(Activations):
         features: Features,
         Q: Tensor,
         n_samples: int,
-        shards: Shards = ALL_HERE,
+        shards: Shards,
         cells: int = 1,
         centre: Tensor | None = None,
     ) -> None:

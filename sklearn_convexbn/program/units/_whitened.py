@@ -75,18 +75,13 @@ class WhitenedUnits(Units):
     ----------
     Z : ndarray, torch.Tensor or WhitenedRows of shape (n, k)
         Whitened rows, float32 or float64, on any device.
-    shards : Shards, default=ALL_HERE
+    shards : Shards
         Where the other rows are, if these are not all.
     pooling : Pooling, default=IDENTITY
         Of n rows, K for each of n / K samples, to G cells.
     """
 
-    def __init__(
-        self,
-        Z: WhitenedMatrix,
-        shards: Shards = ALL_HERE,
-        pooling: Pooling = IDENTITY,
-    ) -> None:
+    def __init__(self, Z: WhitenedMatrix, shards: Shards, pooling: Pooling = IDENTITY) -> None:
         self.Z, self.shards, self.pooling = Z, shards, pooling
         self.n_parameters, self.n_cells = int(Z.shape[1]), pooling.n_cells
         self.n_samples = len(Z) // pooling.n_patches
@@ -285,7 +280,7 @@ class WhitenedUnits(Units):
             return self.sample(self.all_rows())
         if is_tensor(self.Z):
             return self
-        return WhitenedUnits(self.Z[:], pooling=self.pooling)
+        return WhitenedUnits(self.Z[:], ALL_HERE, self.pooling)
 
     def all_rows(self) -> Tensor:
         """Return the numbers of all rows, here and elsewhere."""
@@ -294,7 +289,7 @@ class WhitenedUnits(Units):
         return torch.arange(self.n_rows, device=self.Z.device)
 
     def sample(self, index: Tensor) -> WhitenedUnits:
-        return WhitenedUnits(self.shards.entries(self.Z, index))
+        return WhitenedUnits(self.shards.entries(self.Z, index), ALL_HERE)
 
     def of_rows(self, Lambda: Tensor, index: Tensor) -> Tensor:
         if self.pooling.is_identity:
