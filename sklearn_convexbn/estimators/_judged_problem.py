@@ -18,7 +18,7 @@ from sklearn_convexbn.data._encoding import (
 from sklearn_convexbn.data._validation import natural_array, validated_data
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._foreign import Layers, read_network
-from sklearn_convexbn.fit._network import Network, forward, neurons_of_network
+from sklearn_convexbn.fit._network import Network, neurons_of_network
 from sklearn_convexbn.fit._training import state_problem
 from sklearn_convexbn.losses import LogLoss, names_for, resolved_loss
 from sklearn_convexbn.losses._base import LOSSES, Loss
@@ -136,7 +136,7 @@ def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Wh
         rows, weights = data.patches.rows(images).to_array(), data.patches.weights(weights)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         network = layers.folded(rows, weights)
-        output = forward(images, network.coefs, network.intercepts, patches=data.patches)
+        output = network.forward(images)
     if not np.isfinite(output).all():
         raise ValueError("The network's output on X is not finite.")
     _check_expressible(network, rows, whitening)
