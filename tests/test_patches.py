@@ -78,7 +78,7 @@ def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **chang
     X = rng.normal(size=(n, 25))
     Z, whitening = whiten(PatchRows(Rows(X), patches), np.ones(9 * n), n_components=4)
     problem = Problem(
-        Z=Z,
+        units=WhitenedUnits(Z, ALL_HERE, patches.pooling),
         Y=targets(rng, n, loss, C),
         p=np.full(n, 1 / n),
         loss=LOSSES[loss],
@@ -89,7 +89,6 @@ def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **chang
         all_arrangements=False,
         spectrum=whitening.spectrum,
         shards=ALL_HERE,
-        pooling=patches.pooling,
     )
     return problem, whitening
 

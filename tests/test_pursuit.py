@@ -153,7 +153,7 @@ def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem):
 
 
 def test_rows_in_float32_give_nearly_the_same_network(problem):
-    compact = replace(problem, Z=problem.Z.astype(np.float32))
+    compact = replace(problem, units=WhitenedUnits(problem.Z.astype(np.float32), ALL_HERE))
     result, reference = (solve(each, "pursuit", tol=1e-3) for each in (compact, problem))
     assert result.certificate.gap <= 1e-3
     assert result.certificate.primal == pytest.approx(reference.certificate.primal, rel=2e-3)

@@ -101,7 +101,7 @@ def test_products_of_activations(stored, n):
 class LassoUnits(Units):
     """ReLU units on the rows of a matrix X (n, k), with the l1 norm of their weights."""
 
-    shards, n_cells, is_flat, precision = ALL_HERE, 1, True, torch.float64
+    shards, is_flat, precision = ALL_HERE, True, torch.float64
 
     def __init__(self, X):
         self.X, self.device = torch.as_tensor(X), torch.device("cpu")
@@ -172,7 +172,7 @@ def test_pursuit_of_units_with_another_norm_reaches_the_optimum_over_all_arrange
     X = np.c_[rng.standard_normal((9, 2)), np.ones(9)]
     Y = np.maximum(X @ rng.standard_normal((3, 4)), 0) @ rng.standard_normal((4, 1))
     Y = (Y - Y.mean()) @ np.ones((1, C))  # equal outputs: so are a neuron's output weights
-    problem = replace(make_problem(X[:, :2], Y, "squared", 0.03), hidden_units=LassoUnits(X))
+    problem = replace(make_problem(X[:, :2], Y, "squared", 0.03), units=LassoUnits(X))
     result = solve(problem, "pursuit", tol=1e-3)
     assert result.converged
     assert result.neurons.directions.shape[1] == 3

@@ -113,12 +113,10 @@ def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
 
     solver, rows = path_solver(settings.solver), data.rows.on_cpu()
     whitening = standardization_of(rows, data.weights)
-    Z = whitening.transform(rows)
+    Z = torch.as_tensor(whitening.transform(rows))
     precision = torch.float32 if settings.tol >= COMPACT_TOLERANCE else torch.float64
-    kind = NORMS[settings.norm]
-    units = kind(torch.as_tensor(Z), settings.inner_width, precision)
     problem = Problem(
-        Z=Z,
+        units=NORMS[settings.norm](Z, settings.inner_width, precision),
         Y=data.Y,
         p=data.weights / data.weights.sum(),
         loss=data.loss,
@@ -128,7 +126,6 @@ def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
         gates=None,
         all_arrangements=False,
         spectrum=whitening.spectrum,
-        hidden_units=units,
         shards=ALL_HERE,
     )
     signs = np.array(inner_signs(settings.inner_width))

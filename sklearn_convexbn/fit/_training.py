@@ -28,6 +28,7 @@ from sklearn_convexbn.program._arrangements import (
     random_directions,
 )
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE
 from sklearn_convexbn.support._arrays import is_tensor, like
 from sklearn_convexbn.support._compat import Interval, RealNotInt, StrOptions
@@ -218,8 +219,9 @@ def state_problem(
         decomposition = _decomposed(data, rows, [setting])
     whitening = decomposition.whitening(*setting)
     Z = _whitened(data, rows, whitening, in_blocks=in_blocks, compact=compact)
+    pooling = IDENTITY if data.patches is None else data.patches.pooling
     problem = Problem(
-        Z=Z,
+        units=WhitenedUnits(Z, data.shards, pooling),
         Y=like(data.Y, Z[0:0]),
         p=like(data.weights / data.shards.total(data.weights.sum()), Z[0:0]),
         loss=data.loss,
@@ -230,7 +232,6 @@ def state_problem(
         all_arrangements=False,
         spectrum=whitening.spectrum,
         shards=data.shards,
-        pooling=IDENTITY if data.patches is None else data.patches.pooling,
     )
     return problem, whitening
 

@@ -101,7 +101,7 @@ class Pursuit(Solver):
             n_slide_steps=self.n_slide_steps,
             n_verify=self.n_verify,
         )
-        neurons = settings.start or _nothing(problem)
+        neurons = settings.start or problem.nothing[0]
         neurons = problem.shards.agreed(neurons)
         neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
         while True:
@@ -157,11 +157,6 @@ class _TorchProblem:
         import torch
 
         return torch.as_tensor(np.ascontiguousarray(a), device=self.p.device)
-
-
-def _nothing(problem: Problem) -> Neurons:
-    """Return the network without hidden units, with the best intercept."""
-    return Neurons.empty(problem.units.n_parameters, problem.constant(), problem.units.n_cells)
 
 
 def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:

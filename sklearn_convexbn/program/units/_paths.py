@@ -59,7 +59,7 @@ class PathUnits(Units):
     of the linear part.
     """
 
-    shards, n_cells, is_flat = ALL_HERE, 1, True
+    shards, is_flat = ALL_HERE, True
 
     def __init__(self, Z: Tensor, inner_width: int, precision: torch.dtype = torch.float64) -> None:
         self.Z, self.inner_width, self.precision = Z, inner_width, precision

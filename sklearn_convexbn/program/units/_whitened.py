@@ -74,7 +74,8 @@ class WhitenedUnits(Units):
     Parameters
     ----------
     Z : ndarray, torch.Tensor or WhitenedRows of shape (n, k)
-        Whitened rows, float32 or float64, on any device.
+        Whitened rows, on any device; float32 where they are many, and computed when they are read
+        where they do not fit into memory.
     shards : Shards
         Where the other rows are, if these are not all.
     pooling : Pooling, default=IDENTITY
@@ -83,8 +84,7 @@ class WhitenedUnits(Units):
 
     def __init__(self, Z: WhitenedMatrix, shards: Shards, pooling: Pooling = IDENTITY) -> None:
         self.Z, self.shards, self.pooling = Z, shards, pooling
-        self.n_parameters, self.n_cells = int(Z.shape[1]), pooling.n_cells
-        self.n_samples = len(Z) // pooling.n_patches
+        self.n_parameters, self.n_samples = int(Z.shape[1]), len(Z) // pooling.n_patches
         self.n_rows = shards.count(len(Z))
         self.device, self.precision = Z.device, Z.dtype
         self.is_flat = shards.size == 1 and not hasattr(Z, "whitening") and pooling.is_identity
