@@ -112,6 +112,29 @@ def test_no_modules_import_each_other_within_a_folder():
     assert len(order) == len(files)
 
 
+def arguments_and_fields(path):
+    """Yield names of arguments and of fields of classes that a file defines, and their defaults."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arguments):
+            named = [*node.posonlyargs, *node.args]
+            without = [None] * (len(named) - len(node.defaults))
+            yield from zip([a.arg for a in named], [*without, *node.defaults], strict=True)
+            yield from zip([a.arg for a in node.kwonlyargs], node.kw_defaults, strict=True)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
+
+
+def test_nothing_takes_for_granted_that_all_rows_are_here():
+    """Sums over the rows of one process only are wrong, silently: no `shards` has a default."""
+    found = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for name, default in arguments_and_fields(path)
+        if name == "shards" and default is not None
+    ]
+    assert found == []
+
+
 FAMILIES = ("ConvexBN", "PathNet")
 
 

@@ -261,6 +261,17 @@ def neurons_of_network(
     return Neurons.from_products(q[found], v[found], intercept, same[found].argmax(axis=1))
 
 
+def check_finite(**layers: tuple[np.ndarray, ...]) -> None:
+    """Raise a ValueError for arrays of layers, passed by their names, that are not finite."""
+    for name, arrays in layers.items():
+        if not all(np.isfinite(a).all() for a in arrays):
+            raise ValueError(
+                f"The network's {name} weights are not finite in the units of X and y: their "
+                "numbers are so small or so large that the network's would leave the range of "
+                "float64. Scale them."
+            )
+
+
 def linear_layer(W: np.ndarray, bias: np.ndarray | None) -> Any:
     """Return weights W (n_in, n_out) and a bias (n_out,), or none, as a float64 layer of torch."""
     import torch

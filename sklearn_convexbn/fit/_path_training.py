@@ -13,6 +13,7 @@ from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._standardization import standardization_of
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._callbacks import FitHooks
+from sklearn_convexbn.fit._network import check_finite
 from sklearn_convexbn.fit._path_network import PathNetwork, neurons_of_paths, recover_paths
 from sklearn_convexbn.fit._training import FitSettings
 from sklearn_convexbn.program._problem import Neurons, Problem
@@ -76,13 +77,10 @@ class PreparedPaths:
             If the network is not finite in these units.
         """
         network = recover_paths(result.neurons, self.whitening, self.signs, self.data.target)
-        parts = (network.inner, network.linear, network.linear_offsets, network.output)
-        if not all(np.isfinite(a).all() for a in (*parts, network.intercept)):
-            raise ValueError(
-                "The network's weights are not finite in the units of X and y: their numbers are "
-                "so small or so large that the network's would leave the range of float64. Scale "
-                "them."
-            )
+        check_finite(
+            hidden=(network.inner, network.linear, network.linear_offsets),
+            output=(network.output, network.intercept),
+        )
         return TrainedPaths(self.problem.alpha, network, result, self.solver)
 
 

@@ -21,7 +21,7 @@ from sklearn_convexbn.data._pooling import IDENTITY
 from sklearn_convexbn.data._rows import RowBlocks, Rows
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._memory import are_stored, check_arrangements_fit, check_rows_fit
-from sklearn_convexbn.fit._network import Network, neurons_of_network, recover_network
+from sklearn_convexbn.fit._network import Network, check_finite, neurons_of_network, recover_network
 from sklearn_convexbn.program._arrangements import (
     distinct_gates,
     enumerate_gates,
@@ -177,20 +177,9 @@ class Prepared:
         network = recover_network(
             result.neurons, self.whitening, gates=gates, target=self.target, patches=self.patches
         )
-        _check_finite(network)
+        hidden, output = zip(network.coefs, network.intercepts, strict=True)
+        check_finite(hidden=hidden, output=output)
         return Trained(network, result, self.whitening, self.solver)
-
-
-def _check_finite(network: Network) -> None:
-    parts = {"hidden": (network.coefs[0], network.intercepts[0])}
-    parts["output"] = (network.coefs[1], network.intercepts[1])
-    for name, arrays in parts.items():
-        if not all(np.isfinite(a).all() for a in arrays):
-            raise ValueError(
-                f"The network's {name} weights are not finite in the units of X and y: their "
-                "numbers are so small or so large that the network's would leave the range of "
-                "float64. Scale them."
-            )
 
 
 def state_problem(
