@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sklearn_convexbn import solvers
-from sklearn_convexbn.data._whitening import whiten
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import distinct_gates, enumerate_gates
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.support._sharding import ALL_HERE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -41,6 +42,14 @@ def output_with_array_api(code):
     return run.stdout
 
 
+def whiten(X, weights, *, n_components=None, shrinkage=0.0, by_column=True):
+    """Return the whitened rows (n, k + 1) of X (n, d), an array or blocks, and the whitening."""
+    setting = (n_components, shrinkage)
+    decomposed = Decomposition.of(X, weights, [setting], by_column=by_column, shards=ALL_HERE)
+    whitening = decomposed.whitening(*setting)
+    return whitening.transform(X), whitening
+
+
 def problem_and_whitening(
     X,
     Y,
@@ -66,7 +75,7 @@ def problem_and_whitening(
     else:
         listed = distinct_gates(Z, np.random.default_rng(seed).normal(size=(Z.shape[1], gates)))
     problem = Problem(
-        Z=Z,
+        units=WhitenedUnits(Z, ALL_HERE),
         Y=np.asarray(Y, dtype=float).reshape(len(X), -1),
         p=weights / weights.sum(),
         loss=LOSSES[loss] if loss_object is None else loss_object,
@@ -91,7 +100,7 @@ def solve(problem, solver, *, tol=1e-3, max_iter=200, seed=0, start=None):
     if isinstance(solver, str):
         solver = solvers.make_solver(solver)
     rng = np.random.RandomState(seed)
-    k = problem.Z.shape[1]
+    k = problem.units.n_parameters
     settings = solvers.RunSettings(
         tol=tol,
         device="cpu",

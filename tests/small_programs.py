@@ -121,7 +121,7 @@ class Refit:
     def solved(self, tol):
         """Return output weights (m, C) and the intercept (C,)."""
         A, Y, p, V = (torch.as_tensor(a) for a in (self.A, self.Y, self.p, self.start))
-        arguments = (StoredActivations(A, cells=self.cells), Y, p, LOSSES[self.loss])
+        arguments = (StoredActivations(A, ALL_HERE, self.cells), Y, p, LOSSES[self.loss])
         arguments = (*arguments, self.alpha, self.fit_intercept, V)
         if Y.shape[1] * self.cells == 1:
             V, b = lasso_refit(*arguments, tol=tol)

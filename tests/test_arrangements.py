@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.program._arrangements import (
     activation_patterns,
     arrangement_bound,
@@ -16,6 +15,7 @@ from sklearn_convexbn.program._arrangements import (
     project_onto_cone,
     random_directions,
 )
+from tests.helpers import whiten
 
 
 def _pattern_set(Z, gates):

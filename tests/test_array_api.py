@@ -8,8 +8,7 @@ import torch
 from sklearn.datasets import load_diabetes, load_wine
 
 from sklearn_convexbn.data._rows import Rows
-from sklearn_convexbn.data._whitening import whiten
-from tests.helpers import make_problem, output_with_array_api, random_neurons, solve
+from tests.helpers import make_problem, output_with_array_api, random_neurons, solve, whiten
 
 CODE = """
 import warnings

@@ -14,6 +14,7 @@ from sklearn_convexbn.data._canonical import (
     scale_target,
 )
 from sklearn_convexbn.data._rows import Rows
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 
 def _bits(data):
@@ -136,7 +137,7 @@ def test_scaled_target_has_unit_size_and_scales_back(C, fit_intercept):
     y = 5.0 + 3.0 * rng.normal(size=(30, C)) * np.arange(1, C + 1)
     weights = rng.uniform(0.1, 2.0, size=30)
     p = weights / weights.sum()
-    Y, scaling = scale_target(y, weights, fit_intercept=fit_intercept)
+    Y, scaling = scale_target(y, weights, fit_intercept=fit_intercept, shards=ALL_HERE)
     assert np.isclose(np.mean(p @ Y**2), 1.0, rtol=1e-12)
     np.testing.assert_allclose(scaling.offset + scaling.scale * Y, y, rtol=1e-12)
     expected = p @ y if fit_intercept else np.zeros(C)
@@ -148,8 +149,8 @@ def test_scaled_target_has_unit_size_and_scales_back(C, fit_intercept):
 def test_scaled_target_follows_the_unit_of_the_target(c, fit_intercept):
     rng = np.random.default_rng(1)
     y, weights = rng.normal(size=(20, 2)) + 1.0, rng.random(20)
-    Y, scaling = scale_target(y, weights, fit_intercept=fit_intercept)
-    Yc, scaling_c = scale_target(c * y, weights, fit_intercept=fit_intercept)
+    Y, scaling = scale_target(y, weights, fit_intercept=fit_intercept, shards=ALL_HERE)
+    Yc, scaling_c = scale_target(c * y, weights, fit_intercept=fit_intercept, shards=ALL_HERE)
     np.testing.assert_allclose(Yc, np.sign(c) * Y, rtol=1e-12)
     np.testing.assert_allclose(scaling_c.scale, abs(c) * scaling.scale, rtol=1e-12)
     np.testing.assert_allclose(scaling_c.offset, c * scaling.offset, rtol=1e-12)
@@ -160,7 +161,7 @@ def test_constant_target(constant):
     for n in range(1, 40):
         weights = np.random.default_rng(n).random(n) + 0.1
         y = np.full((n, 2), [constant, constant / 3])
-        Y, scaling = scale_target(y, weights, fit_intercept=True)
+        Y, scaling = scale_target(y, weights, fit_intercept=True, shards=ALL_HERE)
         np.testing.assert_array_equal(Y, 0.0)
         assert np.isfinite(scaling.scale)
         assert scaling.scale > 0
@@ -168,7 +169,9 @@ def test_constant_target(constant):
 
 
 def test_constant_target_without_intercept_is_not_zero():
-    Y, scaling = scale_target(np.full((5, 1), -4.0), np.ones(5), fit_intercept=False)
+    Y, scaling = scale_target(
+        np.full((5, 1), -4.0), np.ones(5), fit_intercept=False, shards=ALL_HERE
+    )
     np.testing.assert_allclose(Y, -1.0)
     assert scaling.scale == 4.0
 
@@ -182,7 +185,7 @@ def test_balanced_class_weights_are_those_of_scikit_learn():
     codes, repeats = rng.permutation(np.arange(40) % 7 % 3), rng.integers(1, 4, size=40)
     counted = np.repeat(codes, repeats)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=counted)
-    np.testing.assert_allclose(balanced_class_weights(codes, repeats, 3), expected)
+    np.testing.assert_allclose(balanced_class_weights(codes, repeats, 3, ALL_HERE), expected)
     assert np.ptp(expected) > 0.1
 
 

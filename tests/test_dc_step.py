@@ -10,6 +10,7 @@ from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.search._dc_step import DCStep, nearest_of_zonotope
 from sklearn_convexbn.search._exact import largest_correlation
 from sklearn_convexbn.search._search import Effort, Search, ascend
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 EFFORT = Effort(n_starts=20, n_relatives=1, n_steps=20, n_generations=0)
 
@@ -89,7 +90,8 @@ def test_steps_reach_proven_maxima_that_ascent_does_not(C, n):
         Z, L = np.c_[rng.standard_normal((n, 3)), np.ones(n)], rng.standard_normal((n, C))
         L -= Z @ np.linalg.lstsq(Z, L, rcond=None)[0]  # orthogonal, as when the linear part is fit
         best = largest_correlation(Z, L)[0]
-        units, starts = WhitenedUnits(torch.as_tensor(Z)), torch.as_tensor(of_norm_one(rng, 4, 60))
+        units = WhitenedUnits(torch.as_tensor(Z), ALL_HERE)
+        starts = torch.as_tensor(of_norm_one(rng, 4, 60))
         values, Q = ascend(units, torch.as_tensor(L), starts, n_steps=20)
         raised, _ = polished(Z, L, Q.numpy())
         assert raised.max() <= best * (1 + 1e-9)
@@ -116,7 +118,7 @@ def test_polished_search_finds_more_and_returns_values_on_all_rows(C, cells):
     n = 40
     Z = rng.standard_normal((n * pooling.n_patches, 5))
     L = rng.standard_normal((n, C))
-    units = WhitenedUnits(torch.as_tensor(Z), pooling=pooling)
+    units = WhitenedUnits(torch.as_tensor(Z), ALL_HERE, pooling)
     plain, _ = searched(units, L, EFFORT, 5)
     values, Q = searched(units, L, EFFORT._replace(polished=True), 5)
     direct = np.linalg.norm(units.correlations(torch.as_tensor(L), torch.as_tensor(Q)), axis=0)
@@ -130,12 +132,12 @@ def test_no_steps_of_other_kinds_of_units_of_many_rows_or_of_many_parameters():
     rng = np.random.default_rng(0)
     Z, L = rng.standard_normal((50, 5)), rng.standard_normal((50, 1))
     polishing = EFFORT._replace(polished=True)
-    units = WhitenedUnits(torch.as_tensor(Z))
+    units = WhitenedUnits(torch.as_tensor(Z), ALL_HERE)
     assert len(searched(units, L, polishing, 5)[0]) > 20
-    other = WhitenedUnits(torch.as_tensor(Z))
+    other = WhitenedUnits(torch.as_tensor(Z), ALL_HERE)
     other.rectified_rows = None
     assert len(searched(other, L, polishing, 5)[0]) == 20
-    wide = WhitenedUnits(torch.as_tensor(rng.standard_normal((50, 300))))
+    wide = WhitenedUnits(torch.as_tensor(rng.standard_normal((50, 300))), ALL_HERE)
     assert len(searched(wide, L, polishing, 300)[0]) == 20
     assert len(searched(units, L, polishing, 5, steering_rows=30)[0]) == 20
 

@@ -24,12 +24,12 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
 )
-from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.displays import (
     ConvergenceDisplay,
     RegularizationPathDisplay,
     SpectrumDisplay,
 )
+from tests.helpers import whiten
 
 DISPLAYS = [ConvergenceDisplay, RegularizationPathDisplay, SpectrumDisplay]
 

@@ -25,9 +25,9 @@ from sklearn_convexbn import (
     ConvexBNRegressorCV,
     convexbn_path,
 )
-from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.solvers import FISTA, ClosedForm, Iterate, Pursuit, Solver
+from tests.helpers import whiten
 
 
 @pytest.fixture(scope="module")

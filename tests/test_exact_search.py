@@ -7,6 +7,7 @@ from sklearn_convexbn.program._arrangements import enumerate_gates, project_onto
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.search._exact import exact_search_operations, largest_correlation
 from sklearn_convexbn.search._search import ascend
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem
 
 
@@ -30,7 +31,7 @@ def _searched(Z, Lambda, n_starts=2000, n_steps=120):
     """Return the largest value that ascent from random directions finds, polished."""
     rng = np.random.default_rng(7)
     tensors = (torch.from_numpy(a) for a in (Lambda, rng.normal(size=(Z.shape[1], n_starts))))
-    layer = WhitenedUnits(torch.from_numpy(Z))
+    layer = WhitenedUnits(torch.from_numpy(Z), ALL_HERE)
     values, Q = (found.numpy() for found in ascend(layer, *tensors, n_steps=n_steps, last=1e-7))
     best = Q[:, np.argsort(-values)[:10]]
     # Steps in random directions also climb along kinks, where those along gradients zigzag.

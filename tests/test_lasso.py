@@ -11,6 +11,7 @@ from sklearn.linear_model import Lasso
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers._lasso import lasso_refit, quadratic_lasso
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 
 def refit_data(seed, n=60, m=25, loss="squared"):
@@ -30,7 +31,8 @@ def refit(A, y, p, alpha, loss="squared", fit_intercept=True, start=None):
     start = torch.zeros(A.shape[1], 1, dtype=torch.float64) if start is None else start
     tensors = (torch.as_tensor(a) for a in (A, y[:, None], p))
     A, Y, p = tensors
-    v, b = lasso_refit(StoredActivations(A), Y, p, LOSSES[loss], alpha, fit_intercept, start)
+    A = StoredActivations(A, ALL_HERE)
+    v, b = lasso_refit(A, Y, p, LOSSES[loss], alpha, fit_intercept, start)
     return v.numpy()[:, 0], float(b[0])
 
 

@@ -16,7 +16,7 @@ from sklearn_convexbn import (
     alpha_max,
     certify,
 )
-from sklearn_convexbn.data._whitening import Decomposition
+from sklearn_convexbn.data._decomposition import Decomposition
 
 
 @pytest.fixture(scope="module")

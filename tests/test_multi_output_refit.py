@@ -1,5 +1,7 @@
 """The refit of several outputs: optimality, agreement with other solvers, degenerate inputs."""
 
+from functools import partial
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from sklearn.datasets import make_regression
 
 from sklearn_convexbn import convexbn_path
 from sklearn_convexbn.losses._base import LOSSES, optimal_intercept
-from sklearn_convexbn.program.units._activations import StoredActivations as stored
+from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from sklearn_convexbn.support._sharding import ALL_HERE
+
+stored = partial(StoredActivations, shards=ALL_HERE)
 
 SEVERAL = [("squared", 3), ("softmax", 4)]
 

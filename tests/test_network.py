@@ -8,7 +8,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn.data._canonical import TargetScaling
-from sklearn_convexbn.fit._network import forward, neurons_of_network, recover_network, to_torch
+from sklearn_convexbn.fit._network import neurons_of_network, recover_network
 from sklearn_convexbn.fit._training import Prepared
 from sklearn_convexbn.solvers import make_solver
 from tests.helpers import problem_and_whitening, random_neurons, solve, targets
@@ -45,7 +45,7 @@ def test_recovered_network_computes_the_fit(activation, target, options):
     expected = problem.fit_without_intercept(neurons) + neurons.intercept
     if target is not None:
         expected = target.offset + target.scale * expected
-    output = forward(X, network.coefs, network.intercepts, network.gates)
+    output = network.forward(X)
     np.testing.assert_allclose(output, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -90,7 +90,7 @@ def test_empty_network():
     X, problem, whitening, _ = _setting()
     empty = random_neurons(problem, 0, np.random.default_rng(0))
     network = recover_network(empty, whitening)
-    output = forward(X, network.coefs, network.intercepts)
+    output = network.forward(X)
     np.testing.assert_allclose(output, np.tile(empty.intercept, (30, 1)))
     assert len(neurons_of_network(network, whitening)) == 0
 
@@ -252,10 +252,10 @@ def test_unit_without_variance_is_exported(fold):
     network = recover_network(neurons, whitening)
     assert (network.batch_norm["scale"] == 0).sum() == 1
     assert all(np.isfinite(a).all() for a in network.batch_norm.values())
-    expected = forward(X, network.coefs, network.intercepts)
+    expected = network.forward(X)
     for precision, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
         for train in (False, True):
-            module = to_torch(network.coefs, network.intercepts, network.batch_norm, fold=fold)
+            module = network.to_torch(fold=fold)
             module = module.to(precision).train(train)
             with torch.no_grad():
                 output = module(torch.as_tensor(X).to(precision)).numpy()
@@ -266,7 +266,7 @@ def test_gradients_of_a_unit_without_variance_are_finite():
     X, _, whitening, neurons = _setting()
     neurons.directions[2] = [0.0, 0.0, 0.0, 0.0, 1.0]
     network = recover_network(neurons, whitening)
-    module = to_torch(network.coefs, network.intercepts, network.batch_norm).train()
+    module = network.to_torch().train()
     module(torch.as_tensor(X)).sum().backward()
     assert all(torch.isfinite(w.grad).all() for w in module.parameters())
 

@@ -30,7 +30,6 @@ from sklearn_convexbn import (
 from sklearn_convexbn.data._patches import PatchGrid, PatchRows, images_as_rows, patch_grid
 from sklearn_convexbn.data._pooling import IDENTITY, Pooling, grid_pooling, pooling_window
 from sklearn_convexbn.data._rows import Rows
-from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._arrangements import distinct_gates, random_directions
 from sklearn_convexbn.program._problem import Problem
@@ -39,7 +38,7 @@ from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.search._search import Effort, Search
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
 from sklearn_convexbn.support._sharding import ALL_HERE
-from tests.helpers import random_neurons, solve, targets
+from tests.helpers import random_neurons, solve, targets, whiten
 
 PATCHES = PatchGrid(
     (5, 6, 2), patch_shape=(3, 2), stride=(2, 2), pool_shape=(1, 2), pool_stride=(1, 1)
@@ -79,7 +78,7 @@ def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **chang
     X = rng.normal(size=(n, 25))
     Z, whitening = whiten(PatchRows(Rows(X), patches), np.ones(9 * n), n_components=4)
     problem = Problem(
-        Z=Z,
+        units=WhitenedUnits(Z, ALL_HERE, patches.pooling),
         Y=targets(rng, n, loss, C),
         p=np.full(n, 1 / n),
         loss=LOSSES[loss],
@@ -90,7 +89,6 @@ def conv_problem(loss="softmax", C=3, n=40, cells=2, alpha=0.02, seed=0, **chang
         all_arrangements=False,
         spectrum=whitening.spectrum,
         shards=ALL_HERE,
-        pooling=patches.pooling,
     )
     return problem, whitening
 
@@ -160,7 +158,7 @@ def layers(cells, C, n=11, seed=0):
     Z, Q = torch.as_tensor(rng.normal(size=(n * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     Lambda = torch.as_tensor(rng.normal(size=(n, C)))
     spread = pooling.of_rows(Lambda, torch.arange(n * 9))
-    return WhitenedUnits(Z, pooling=pooling), WhitenedUnits(Z), Lambda, spread, Q
+    return WhitenedUnits(Z, ALL_HERE, pooling), WhitenedUnits(Z, ALL_HERE), Lambda, spread, Q
 
 
 @pytest.mark.parametrize(("cells", "C"), [(1, 1), (1, 3), (2, 1), (2, 3)])
@@ -179,7 +177,7 @@ def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cell
     Z, Q = torch.as_tensor(rng.normal(size=(11 * 9, 4))), torch.as_tensor(rng.normal(size=(4, 6)))
     V, b = (torch.as_tensor(rng.normal(size=s)) for s in ((6, cells**2 * C), (C,)))
     Y, p = torch.as_tensor(targets(rng, 11, loss, C)), torch.full((11,), 1 / 11).double()
-    value, *found = WhitenedUnits(Z, pooling=pooling).loss(LOSSES[loss], Y, p, Q, V, b)
+    value, *found = WhitenedUnits(Z, ALL_HERE, pooling).loss(LOSSES[loss], Y, p, Q, V, b)
     for a in (Q, V, b):
         a.requires_grad_()
     pooled = torch.as_tensor(pooling.weights).T @ (Z @ Q).clamp_min(0).reshape(11, 9, 6)
@@ -196,7 +194,8 @@ def test_loss_and_gradients_are_those_of_automatic_differentiation(loss, C, cell
 
 def test_activations_of_pooled_units_stored_or_computed_have_a_column_for_each_cell():
     layer, _, _, _, Q = layers(2, 3)
-    stored, computed = layer.activations(Q), ComputedActivations(layer._features, Q, 11, cells=4)
+    stored = layer.activations(Q)
+    computed = ComputedActivations(layer._features, Q, 11, ALL_HERE, 4)
     assert stored.shape == computed.shape == (11, 24)
     V = torch.as_tensor(np.random.default_rng(1).normal(size=(6, 4 * 3)))
     torch.testing.assert_close(stored.fit(V.reshape(24, 3)), layer.fit(Q, V))
@@ -212,7 +211,7 @@ def test_refit_of_pooled_units_reaches_the_optimum_of_the_group_lasso(loss, C):
     problem, _ = conv_problem(loss, C)
     Q = torch.as_tensor(np.random.default_rng(3).normal(size=(5, 12)))
     Q = torch.nn.functional.normalize(Q, dim=0)
-    A = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling).activations(Q)
+    A = WhitenedUnits(torch.as_tensor(problem.Z), ALL_HERE, problem.pooling).activations(Q)
     Y, p = torch.as_tensor(problem.Y), torch.as_tensor(problem.p)
     start, b = torch.zeros(12 * 4, C).double(), torch.zeros(C).double()
     V, b = multi_output_refit(A, Y, p, problem.loss, 0.02, True, start, b, tol=1e-8)
@@ -237,7 +236,7 @@ def test_certificates_hold_under_an_independent_larger_search(loss, C, cells):
     assert result.converged
     neurons, F = problem.with_best_intercept(result.neurons)
     rng = np.random.RandomState(99)
-    layer = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling)
+    layer = WhitenedUnits(torch.as_tensor(problem.Z), ALL_HERE, problem.pooling)
     search = Search(layer, lambda count: random_directions(whitening, count, rng), rng)
     values, directions = search(
         problem.dual_point(F),
@@ -263,7 +262,7 @@ def test_search_on_a_random_subset_of_patches_ends_in_values_on_all():
     problem, whitening = conv_problem(n=60)
     neurons, F = problem.with_best_intercept(solve(problem, "pursuit", tol=1e-2).neurons)
     Lambda, rng = problem.dual_point(F), np.random.RandomState(0)
-    layer = WhitenedUnits(torch.as_tensor(problem.Z), pooling=problem.pooling)
+    layer = WhitenedUnits(torch.as_tensor(problem.Z), ALL_HERE, problem.pooling)
     search = Search(
         layer, lambda count: random_directions(whitening, count, rng), rng, steering_rows=100
     )

@@ -10,8 +10,8 @@ from sklearn_convexbn import (
     alpha_max,
     convexbn_path,
 )
-from sklearn_convexbn.data._whitening import whiten
 from sklearn_convexbn.program._arrangements import enumerate_gates
+from tests.helpers import whiten
 
 
 @pytest.fixture(scope="module")

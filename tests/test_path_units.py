@@ -169,7 +169,7 @@ def test_starts_and_relatives_have_no_part_of_zero():
 def path_problem(X, Y, loss, alpha, h, norm="l1"):
     problem = make_problem(X, Y, loss, alpha)
     Z = torch.as_tensor(np.c_[X, np.ones(len(X))])
-    return replace(problem, hidden_units=NORMS[norm](Z, h))
+    return replace(problem, units=NORMS[norm](Z, h))
 
 
 def data(seed=0, n=9):

@@ -112,6 +112,48 @@ def test_no_modules_import_each_other_within_a_folder():
     assert len(order) == len(files)
 
 
+def lines_of_code(function, text):
+    """Return how many lines of a function are code: not blank, no comment, not the docstring."""
+    first, *rest = function.body
+    described = ast.get_docstring(function) is not None and rest
+    body = rest[0].lineno if described else first.lineno
+    head = range(function.lineno, first.lineno)
+    lines = [*head, *range(body, function.end_lineno + 1)]
+    return sum(not re.match(r"\s*(#|$)", text[line - 1]) for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+def test_functions_have_at_most_50_lines_of_code(path):
+    text = path.read_text().splitlines()
+    found = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    assert [f.name for f in found if lines_of_code(f, text) > 50] == []
+
+
+def arguments_and_fields(path):
+    """Yield names of arguments and of fields of classes that a file defines, and their defaults."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arguments):
+            named = [*node.posonlyargs, *node.args]
+            without = [None] * (len(named) - len(node.defaults))
+            yield from zip([a.arg for a in named], [*without, *node.defaults], strict=True)
+            yield from zip([a.arg for a in node.kwonlyargs], node.kw_defaults, strict=True)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
+
+
+def test_nothing_takes_for_granted_that_all_rows_are_here():
+    """Sums over the rows of one process only are wrong, silently: no `shards` has a default."""
+    found = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for name, default in arguments_and_fields(path)
+        if name == "shards" and default is not None
+    ]
+    assert found == []
+
+
 FAMILIES = ("ConvexBN", "PathNet")
 
 

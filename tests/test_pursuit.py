@@ -24,6 +24,7 @@ from sklearn_convexbn.solvers._pursuit import (
     slide,
 )
 from sklearn_convexbn.solvers._round_search import RoundSearch
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import hidden, make_problem, random_neurons, shared_data, solve
 
 
@@ -38,14 +39,14 @@ def problem(request):
 
 
 def layer_of(Z):
-    return WhitenedUnits(torch.as_tensor(Z))
+    return WhitenedUnits(torch.as_tensor(Z), ALL_HERE)
 
 
 def test_ascent_never_loses_to_its_starts_and_stays_on_the_sphere():
     rng = np.random.default_rng(0)
     Z, L, starts = (torch.as_tensor(rng.standard_normal(s)) for s in ((30, 4), (30, 2), (4, 50)))
     unit = starts / torch.linalg.vector_norm(starts, dim=0)
-    layer = WhitenedUnits(Z)
+    layer = WhitenedUnits(Z, ALL_HERE)
     values, Q = ascend(layer, L, starts, n_steps=20)
     assert (values >= layer.correlations(L, unit).norm(dim=0) - 1e-12).all()
     assert torch.allclose(values, layer.correlations(L, Q).norm(dim=0))
@@ -152,7 +153,7 @@ def test_search_of_many_rows_is_steered_by_a_subset_and_judged_on_all(problem):
 
 
 def test_rows_in_float32_give_nearly_the_same_network(problem):
-    compact = replace(problem, Z=problem.Z.astype(np.float32))
+    compact = replace(problem, units=WhitenedUnits(problem.Z.astype(np.float32), ALL_HERE))
     result, reference = (solve(each, "pursuit", tol=1e-3) for each in (compact, problem))
     assert result.certificate.gap <= 1e-3
     assert result.certificate.primal == pytest.approx(reference.certificate.primal, rel=2e-3)

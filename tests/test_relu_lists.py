@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_convexbn import ConvexBNRegressor, solvers
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.program._problem import Problem
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.solvers import _arrangement_program, _interior_rounds, _interior_step
 from sklearn_convexbn.solvers._cones import project_on_cones
 from sklearn_convexbn.solvers._interior_point import InteriorPoint
@@ -276,7 +277,7 @@ def test_weight_two_is_the_row_twice():
 
     def value(X, y, weights):
         problem = Problem(
-            Z=np.hstack([X, np.ones((len(X), 1))]),
+            units=WhitenedUnits(np.hstack([X, np.ones((len(X), 1))]), ALL_HERE),
             Y=y[:, None],
             p=weights / weights.sum(),
             loss=LOSSES["squared"],

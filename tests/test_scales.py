@@ -8,7 +8,7 @@ from scipy import sparse
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, certify
 from sklearn_convexbn.data._rows import Rows
-from sklearn_convexbn.data._whitening import whiten
+from tests.helpers import whiten
 
 
 def _ordinary(n=60, seed=0):

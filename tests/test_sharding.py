@@ -21,7 +21,7 @@ from scipy import sparse
 
 import sklearn_convexbn
 from sklearn_convexbn import ConvexBNRegressor, ConvexBNTransformer, replace_head, row_shards
-from sklearn_convexbn.data import _rows, _whitening
+from sklearn_convexbn.data import _decomposition, _rows
 from sklearn_convexbn.fit import _training
 from sklearn_convexbn.search import _search
 from sklearn_convexbn.solvers import _pursuit
@@ -126,7 +126,7 @@ def searches(here):
         yield "steered", attributes(model("one", tol=1e-2).fit(X[here], f[here]), X)
         with (
             mock.patch.object(_training, "COMPACT_NUMBERS", 10),
-            mock.patch.object(_whitening, "RANDOMIZED_SIZE", 10),
+            mock.patch.object(_decomposition, "RANDOMIZED_SIZE", 10),
         ):
             fitted = model("one", tol=1e-2, n_components=4).fit(wide[here], f[here])
             yield "randomized", attributes(fitted, wide)

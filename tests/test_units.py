@@ -29,7 +29,7 @@ def tensors(*shapes, seed=0):
 @pytest.mark.parametrize("C", [1, 3])
 def test_fit_and_correlations(C, n):
     Z, Q, V, L = tensors((n, 4), (4, 6), (6, C), (n, C))
-    layer, A = WhitenedUnits(Z), (Z @ Q).clamp_min(0)
+    layer, A = WhitenedUnits(Z, ALL_HERE), (Z @ Q).clamp_min(0)
     assert (layer.n_samples, layer.n_parameters) == (n, 4)
     torch.testing.assert_close(layer.fit(Q, V), A @ V)
     torch.testing.assert_close(layer.correlations(L, Q), L.T @ A)
@@ -38,7 +38,7 @@ def test_fit_and_correlations(C, n):
 @pytest.mark.parametrize("C", [1, 3])
 def test_ascent_has_the_values_and_gradients_of_automatic_differentiation(C, n):
     Z, Q, L = tensors((n, 4), (4, 6), (n, C))
-    values, gradient = WhitenedUnits(Z).ascent(L, Q)
+    values, gradient = WhitenedUnits(Z, ALL_HERE).ascent(L, Q)
     Q = Q.clone().requires_grad_()
     expected = torch.linalg.vector_norm(L.T @ (Z @ Q).clamp_min(0), dim=0)
     torch.testing.assert_close(values, expected.detach())
@@ -53,7 +53,7 @@ def test_loss_has_the_gradients_of_automatic_differentiation(loss, C, n):
     p = torch.softmax(p, dim=0)
     if loss != "squared":
         Y = (Y.amax(dim=1, keepdim=True) == Y).double() if C > 1 else (Y > 0).double()
-    value, *gradients = WhitenedUnits(Z).loss(LOSSES[loss], Y, p, Q, V, b)
+    value, *gradients = WhitenedUnits(Z, ALL_HERE).loss(LOSSES[loss], Y, p, Q, V, b)
     variables = [a.clone().requires_grad_() for a in (Q, V, b)]
     F = (Z @ variables[0]).clamp_min(0) @ variables[1] + variables[2]
     expected = LOSSES[loss].value(F, Y, p)
@@ -64,9 +64,9 @@ def test_loss_has_the_gradients_of_automatic_differentiation(loss, C, n):
 
 def test_rows_in_float32_give_float64_sums_of_the_rounded_rows(n):
     Z, Q, L = tensors((n, 4), (4, 6), (n, 2))
-    compact = WhitenedUnits(Z.float())
+    compact = WhitenedUnits(Z.float(), ALL_HERE)
     torch.testing.assert_close(
-        compact.correlations(L, Q), WhitenedUnits(Z.float().double()).correlations(L, Q)
+        compact.correlations(L, Q), WhitenedUnits(Z.float().double(), ALL_HERE).correlations(L, Q)
     )
     assert compact.correlations(L, Q.float()).dtype == torch.float32
 
@@ -74,7 +74,7 @@ def test_rows_in_float32_give_float64_sums_of_the_rounded_rows(n):
 @pytest.mark.parametrize("count", [1, 5, 37, 50])
 def test_nearest_hyperplanes(count, n):
     Z, Q = tensors((n, 4), (4, 6))
-    found = WhitenedUnits(Z).nearest(Q, count)
+    found = WhitenedUnits(Z, ALL_HERE).nearest(Q, count)
     expected = (Z @ Q).abs().argsort(dim=0)[:count]
     torch.testing.assert_close(found, expected)
 
@@ -82,7 +82,7 @@ def test_nearest_hyperplanes(count, n):
 @pytest.mark.parametrize("stored", [True, False])
 def test_products_of_activations(stored, n):
     Z, Q, V, G, W, c = tensors((n, 4), (4, 6), (3, 2), (n, 2), (n, 2), (6,))
-    A = WhitenedUnits(Z).activations(Q, stored_bytes=2**20 if stored else 0)
+    A = WhitenedUnits(Z, ALL_HERE).activations(Q, stored_bytes=2**20 if stored else 0)
     assert isinstance(A, StoredActivations if stored else ComputedActivations)
     units = torch.tensor([4, 0, 2])
     expected = ((Z @ Q).clamp_min(0) - c)[:, units]
@@ -101,7 +101,7 @@ def test_products_of_activations(stored, n):
 class LassoUnits(Units):
     """ReLU units on the rows of a matrix X (n, k), with the l1 norm of their weights."""
 
-    shards, n_cells, is_flat, precision = ALL_HERE, 1, True, torch.float64
+    shards, is_flat, precision = ALL_HERE, True, torch.float64
 
     def __init__(self, X):
         self.X, self.device = torch.as_tensor(X), torch.device("cpu")
@@ -129,7 +129,7 @@ class LassoUnits(Units):
         return torch.as_tensor(Lambda).to(H.dtype).T @ H
 
     def activations(self, Q):
-        return StoredActivations(self._hidden(Q))
+        return StoredActivations(self._hidden(Q), ALL_HERE)
 
     def ascent(self, Lambda, Q):
         Q = Q.clone().requires_grad_()
@@ -172,7 +172,7 @@ def test_pursuit_of_units_with_another_norm_reaches_the_optimum_over_all_arrange
     X = np.c_[rng.standard_normal((9, 2)), np.ones(9)]
     Y = np.maximum(X @ rng.standard_normal((3, 4)), 0) @ rng.standard_normal((4, 1))
     Y = (Y - Y.mean()) @ np.ones((1, C))  # equal outputs: so are a neuron's output weights
-    problem = replace(make_problem(X[:, :2], Y, "squared", 0.03), hidden_units=LassoUnits(X))
+    problem = replace(make_problem(X[:, :2], Y, "squared", 0.03), units=LassoUnits(X))
     result = solve(problem, "pursuit", tol=1e-3)
     assert result.converged
     assert result.neurons.directions.shape[1] == 3

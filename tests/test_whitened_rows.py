@@ -11,8 +11,8 @@ from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, Patches  # n
 from sklearn_convexbn.data._patches import PatchRows, patch_grid  # noqa: E402
 from sklearn_convexbn.data._rows import Rows  # noqa: E402
 from sklearn_convexbn.data._whitened_rows import WhitenedRows  # noqa: E402
-from sklearn_convexbn.data._whitening import whitening_of  # noqa: E402
 from sklearn_convexbn.fit import _memory  # noqa: E402
+from tests.helpers import whiten  # noqa: E402
 
 
 def fitted_without_memory(model, X, y):
@@ -45,7 +45,7 @@ def rows_of_kind(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_are_those_of_the_stored_matrix(kind, dtype):
     rows = rows_of_kind(kind)
-    whitening = whitening_of(rows, np.ones(len(rows)), n_components=5)
+    whitening = whiten(rows, np.ones(len(rows)), n_components=5)[1]
     stored = whitening.transform(rows, compact=dtype == torch.float32)
     rows.block_numbers = 24 * 50  # several blocks
     computed = WhitenedRows(rows, whitening, dtype)

@@ -7,8 +7,9 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from sklearn_convexbn.data._decomposition import _number_kept
 from sklearn_convexbn.data._rows import Rows
-from sklearn_convexbn.data._whitening import _number_kept, whiten, whitening_of
+from tests.helpers import whiten
 
 
 def _data(n=40, d=6, seed=0):
@@ -312,7 +313,7 @@ def test_whitening_is_immutable():
 def test_blocks_and_storage_make_no_difference(kind, n, d):
     rng = np.random.default_rng(0)
     X = _data(n, d) * (rng.random((n, d)) < 0.3)
-    whole = whitening_of(X, _weights(n), shrinkage="auto")
+    whole = whiten(X, _weights(n), shrinkage="auto")[1]
     given = Rows(sparse.csr_array(X) if kind == "sparse" else X)
     given.block_numbers = 7 * d
     Z, parts = whiten(given, _weights(n), shrinkage="auto")

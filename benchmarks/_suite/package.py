@@ -52,11 +52,12 @@ def solve_on_gates(
     """
     from sklearn_convexbn.losses._base import LOSSES
     from sklearn_convexbn.program._problem import Problem
+    from sklearn_convexbn.program.units._whitened import WhitenedUnits
     from sklearn_convexbn.solvers import RunSettings, make_solver, run
     from sklearn_convexbn.support._sharding import ALL_HERE
 
     problem = Problem(
-        Z=Z,
+        units=WhitenedUnits(Z, ALL_HERE),
         Y=y[:, None],
         p=np.full(len(y), 1.0 / len(y)),
         loss=LOSSES[loss],
@@ -78,5 +79,6 @@ def inner_steps(Z: Any, loss: str) -> tuple[Any, Any]:
     """Return the hidden layer on rows Z, which has the pursuit's inner steps, and a loss."""
     from sklearn_convexbn.losses._base import LOSSES
     from sklearn_convexbn.program.units._whitened import WhitenedUnits
+    from sklearn_convexbn.support._sharding import ALL_HERE
 
-    return WhitenedUnits(Z), LOSSES[loss]
+    return WhitenedUnits(Z, ALL_HERE), LOSSES[loss]

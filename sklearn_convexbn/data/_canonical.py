@@ -16,7 +16,7 @@ from scipy import sparse
 
 from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.support._arrays import as_numpy
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
 
 #: A target may vary by this much: its square, and a sum of some, are finite numbers.
 LARGEST_DEVIATION = 1e152
@@ -157,7 +157,7 @@ class TargetScaling:
 
 
 def scale_target(
-    y: np.ndarray, weights: np.ndarray, *, fit_intercept: bool, shards: Shards = ALL_HERE
+    y: np.ndarray, weights: np.ndarray, *, fit_intercept: bool, shards: Shards
 ) -> tuple[np.ndarray, TargetScaling]:
     """Centre a regression target and give it unit variance (mean over its outputs).
 
@@ -171,7 +171,7 @@ def scale_target(
     weights : ndarray of shape (n,)
         Positive row weights.
     fit_intercept : bool
-    shards : Shards, default=ALL_HERE
+    shards : Shards
 
     Returns
     -------
@@ -205,7 +205,7 @@ def scale_target(
     return Y / deviation, TargetScaling(offset * size, deviation * size)
 
 
-def summable_weights(weights: np.ndarray, shards: Shards = ALL_HERE) -> np.ndarray:
+def summable_weights(weights: np.ndarray, shards: Shards) -> np.ndarray:
     """Return row weights (n,), over a power of two where their sum would leave float64's range.
 
     Only ratios of weights shape a network. Such weights count as if they had been given in the
@@ -223,7 +223,7 @@ def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
 
 
 def balanced_class_weights(
-    codes: np.ndarray, weights: np.ndarray, n_classes: int, shards: Shards = ALL_HERE
+    codes: np.ndarray, weights: np.ndarray, n_classes: int, shards: Shards
 ) -> np.ndarray:
     """Return scikit-learn's "balanced" weight of each class, counting rows by their weight."""
     totals = shards.total(np.bincount(codes, weights=weights, minlength=n_classes))

@@ -22,7 +22,7 @@ from sklearn_convexbn.data._patches import PatchGrid
 from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.losses import LogLoss, SquaredError
 from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class TrainingData:
         Positive.
     loss : Loss
         The loss that Y is encoded for.
+    shards : Shards
+        Where the other rows are, if these are not all.
     target : TargetScaling or None
         How to return to a regression target's own units.
     classes : ndarray of shape (n_classes,)
         The labels of a classification target, sorted; empty for regression.
-    shards : Shards
-        Where the other rows are, if these are not all.
     patches : PatchGrid or None
         How rows, which are images then, are cut into patches.
     """
@@ -53,9 +53,9 @@ class TrainingData:
     Y: np.ndarray
     weights: np.ndarray
     loss: Loss
+    shards: Shards
     target: TargetScaling | None = None
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    shards: Shards = ALL_HERE
     patches: PatchGrid | None = None
 
     @property
@@ -106,7 +106,7 @@ def regression_data(
     *,
     fit_intercept: bool,
     loss: Loss | None = None,
-    shards: Shards = ALL_HERE,
+    shards: Shards,
 ) -> TrainingData:
     """Encode a regression target: centred (with an intercept) and scaled to unit variance.
 
@@ -121,7 +121,7 @@ def regression_data(
     fit_intercept : bool
     loss : Loss, default=None
         None is the squared error.
-    shards : Shards, default=ALL_HERE
+    shards : Shards
 
     Returns
     -------
@@ -140,7 +140,7 @@ def regression_data(
     if loss.rescales_target:
         Y, target = scale_target(Y, data.weights, fit_intercept=fit_intercept, shards=shards)
     loss, shards = loss.of_outputs(Y.shape[1]), shards.of_rows(data.keys)
-    return TrainingData(data.rows, Y, data.weights, loss, target=target, shards=shards)
+    return TrainingData(data.rows, Y, data.weights, loss, shards, target)
 
 
 def _check_range(Y: np.ndarray, loss: Loss, *, fit_intercept: bool, shards: Shards) -> None:
@@ -170,7 +170,7 @@ def classification_data(
     *,
     loss: Loss,
     class_weight: dict[Any, float] | str | None = None,
-    shards: Shards = ALL_HERE,
+    shards: Shards,
 ) -> TrainingData:
     """Encode class labels: one output for two classes, one-hot targets for more.
 
@@ -183,7 +183,7 @@ def classification_data(
         Non-negative.
     loss : Loss
     class_weight : dict, "balanced" or None
-    shards : Shards, default=ALL_HERE
+    shards : Shards
 
     Returns
     -------
@@ -210,7 +210,7 @@ def classification_data(
         weights = weights * balanced_class_weights(data.y, weights, len(classes), shards)[data.y]
     Y, of_labels = _encode(data.y, len(classes), loss)
     shards = shards.of_rows(data.keys)
-    return TrainingData(data.rows, Y, weights, of_labels, classes=classes, shards=shards)
+    return TrainingData(data.rows, Y, weights, of_labels, shards, classes=classes)
 
 
 def _labels(y: np.ndarray, shards: Shards) -> np.ndarray:

@@ -86,6 +86,12 @@ class RowBlocks(ABC):
         """Return all rows (n, d), dense and in float64."""
         return self[slice(0, len(self))]
 
+    def empty(self, width: int) -> Any:
+        """Return an array (n, width) to be filled, of the kind of the blocks and where they are."""
+        example = self.example
+        shape = (len(self), width)
+        return array_namespace(example).empty(shape, dtype=example.dtype, **on_device(example))
+
     def dot(self, V: Array) -> Array:
         """Return ``X V`` (n, m) for V (d, m)."""
         xp = array_namespace(V)

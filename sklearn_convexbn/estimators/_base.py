@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._patches import (
     Patches,
@@ -23,9 +24,8 @@ from sklearn_convexbn.data._patches import (
     patch_grid,
 )
 from sklearn_convexbn.data._validation import named, validated_rows
-from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.fit._callbacks import FitHooks
-from sklearn_convexbn.fit._network import Network, convolution_to_torch, forward, to_torch
+from sklearn_convexbn.fit._network import Network
 from sklearn_convexbn.fit._training import (
     FIT_CONSTRAINTS,
     Prepared,
@@ -46,7 +46,7 @@ from sklearn_convexbn.support._compat import (
     documented_name,
 )
 from sklearn_convexbn.support._device import plain_torch
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards, current_shards
+from sklearn_convexbn.support._sharding import Shards, current_shards
 
 
 class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
@@ -74,8 +74,13 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
         """Return what users pass as rows; `reset` in a fit."""
 
     @abstractmethod
+    def _network(self) -> Any:
+        """Return the fitted network."""
+
     def _raw_predict(self, X: Any) -> Array:
         """Return the network's output (n, C), where X is."""
+        check_is_fitted(self)
+        return self._network().forward(validated_rows(self, self._flattened(X, reset=False)))
 
     @abstractmethod
     def _validated(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -83,7 +88,7 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _encode(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         """Return validated data as canonical rows with encoded targets."""
 
@@ -111,7 +116,7 @@ class BaseNetwork(CallbackSupportMixin, BaseEstimator, ABC):
         return self._validated(X, y, sample_weight)
 
     def _training_data(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         """Return validated data encoded, rows that are images cut into patches."""
         return self._encode(X, y, sample_weight, shards)
@@ -197,7 +202,7 @@ class BaseConvexBN(BaseNetwork):
         return tags
 
     def _training_data(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         data = super()._training_data(X, y, sample_weight, shards)
         if self._image_shape is None or self.patches is None:
@@ -269,7 +274,6 @@ class BaseConvexBN(BaseNetwork):
             yield fitted_attributes(trained, alpha, data), trained.result.converged
 
     def _network(self) -> Network:
-        """Return the fitted network."""
         return Network(
             self.coefs_,
             self.intercepts_,
@@ -291,13 +295,6 @@ class BaseConvexBN(BaseNetwork):
             return X
         grid = self._cut()
         return X if grid is None else flattened(X, grid.image_shape)
-
-    def _raw_predict(self, X: Any) -> Array:
-        """Return the network's output (n, C), where X is."""
-        check_is_fitted(self)
-        X = validated_rows(self, self._flattened(X, reset=False))
-        gates = getattr(self, "gates_", None)
-        return forward(X, self.coefs_, self.intercepts_, gates, self._cut())
 
     def to_torch(self, fold: bool = False) -> Any:
         """Return the fitted network as a float64 torch module in eval mode.
@@ -326,22 +323,7 @@ class BaseConvexBN(BaseNetwork):
             patches that are normalized, for the same reason.
         """
         check_is_fitted(self)
-        if hasattr(self, "gates_"):
-            raise ValueError(
-                "to_torch needs activation='relu': the gates of activation='gated_relu' do not "
-                "depend on the hidden layer, so no Sequential of Linear and ReLU has them."
-            )
-        grid = self._cut()
-        if grid is None:
-            return to_torch(self.coefs_, self.intercepts_, self.batch_norm_, fold=fold)
-        if grid.contrast is not None:
-            raise ValueError(
-                "to_torch needs Patches(normalize=False): no Sequential of Conv2d, BatchNorm2d, "
-                "ReLU, AvgPool2d and Linear normalizes patches."
-            )
-        return convolution_to_torch(
-            self.coefs_, self.intercepts_, self.batch_norm_, grid, fold=fold
-        )
+        return self._network().to_torch(fold=fold)
 
 
 def _warn_of_lost_columns(prepared: Prepared, names: np.ndarray | None) -> None:

@@ -28,7 +28,7 @@ from sklearn_convexbn.support._compat import (
     weighted_scorer,
 )
 from sklearn_convexbn.support._device import plain_torch
-from sklearn_convexbn.support._sharding import refuse_shards
+from sklearn_convexbn.support._sharding import ALL_HERE, refuse_shards
 
 #: Largest seed drawn for the searches of all folds.
 LARGEST_SEED = np.iinfo(np.int32).max
@@ -120,7 +120,7 @@ class BaseCV(BaseNetwork):
             if "sample_weight" in scored:
                 scored = {**scored, "sample_weight": weights}
             X = on_cpu(X)
-            data = self._training_data(X, y, weights)
+            data = self._training_data(X, y, weights, ALL_HERE)
             if len(data.classes):
                 self.classes_ = data.classes
             splits = check_cv(self.cv, y, classifier=bool(len(data.classes)))
@@ -161,7 +161,7 @@ class BaseCV(BaseNetwork):
         course = _Course(model, alphas, self._scorer(model), self._sign, self._patience)
         for fold in folds:
             train, test = fold.train, fold.test
-            data = model._training_data(X[train], y[train], weights[train])
+            data = model._training_data(X[train], y[train], weights[train], ALL_HERE)
             of_test = parameters_of_rows(X, params, test)
             held = _FoldData(data, self._shared(data, settings), X[test], y[test], of_test)
             for each in settings:

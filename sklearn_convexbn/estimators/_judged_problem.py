@@ -18,11 +18,12 @@ from sklearn_convexbn.data._encoding import (
 from sklearn_convexbn.data._validation import natural_array, validated_data
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._foreign import Layers, read_network
-from sklearn_convexbn.fit._network import Network, forward, neurons_of_network
+from sklearn_convexbn.fit._network import Network, neurons_of_network
 from sklearn_convexbn.fit._training import state_problem
 from sklearn_convexbn.losses import LogLoss, names_for, resolved_loss
 from sklearn_convexbn.losses._base import LOSSES, Loss
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
 EXPRESSION_TOLERANCE = 1e-8
@@ -91,11 +92,12 @@ def _training_data(
     n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
+    rows = X, y, weights
     if not labels:
-        data = regression_data(X, y, weights, fit_intercept=fit_intercept, loss=chosen)
+        data = regression_data(*rows, fit_intercept=fit_intercept, loss=chosen, shards=ALL_HERE)
     else:
         class_weight = layers.setting("class_weight", None, None)
-        data = classification_data(X, y, weights, loss=chosen, class_weight=class_weight)
+        data = classification_data(*rows, loss=chosen, class_weight=class_weight, shards=ALL_HERE)
         if isinstance(chosen, LogLoss) and len(data.classes) == n_outputs == 2:
             data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
     _check_outputs(layers, data, loss)
@@ -134,7 +136,7 @@ def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Wh
         rows, weights = data.patches.rows(images).to_array(), data.patches.weights(weights)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         network = layers.folded(rows, weights)
-        output = forward(images, network.coefs, network.intercepts, patches=data.patches)
+        output = network.forward(images)
     if not np.isfinite(output).all():
         raise ValueError("The network's output on X is not finite.")
     _check_expressible(network, rows, whitening)

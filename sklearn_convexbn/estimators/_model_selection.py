@@ -11,9 +11,9 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._patches import Patches
-from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.estimators._base import BaseConvexBN
 from sklearn_convexbn.estimators._cross_validation import BaseCV, LabelsCV, NumbersCV
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_convexbn import solvers
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.data._encoding import (
     TrainingData,
     classification_data,
@@ -19,7 +20,6 @@ from sklearn_convexbn.data._encoding import (
 )
 from sklearn_convexbn.data._patches import Patches, images_as_rows
 from sklearn_convexbn.data._validation import check_numbers, natural_array, validated_data
-from sklearn_convexbn.data._whitening import Decomposition
 from sklearn_convexbn.fit._network import Network
 from sklearn_convexbn.fit._training import (
     FIT_CONSTRAINTS,
@@ -35,7 +35,7 @@ from sklearn_convexbn.search._bound import proven
 from sklearn_convexbn.support._arrays import on_cpu
 from sklearn_convexbn.support._compat import Interval, check_arguments
 from sklearn_convexbn.support._device import plain_torch
-from sklearn_convexbn.support._sharding import refuse_shards
+from sklearn_convexbn.support._sharding import ALL_HERE, refuse_shards
 
 #: Random starts of the search that estimates alpha_max.
 N_STARTS = 2000
@@ -293,10 +293,11 @@ def path_data(
     kind = kind_of_target(loss, target)
     chosen = resolved_loss(loss, kind)
     X, y, weights = validated_data(X, y, sample_weight, labels=kind == "labels")
+    rows = on_cpu(X), y, weights
     if kind == "numbers":
-        data = regression_data(on_cpu(X), y, weights, fit_intercept=fit_intercept, loss=chosen)
+        data = regression_data(*rows, fit_intercept=fit_intercept, loss=chosen, shards=ALL_HERE)
     else:
-        data = classification_data(on_cpu(X), y, weights, loss=chosen)
+        data = classification_data(*rows, loss=chosen, shards=ALL_HERE)
     return data.cut(grid)
 
 

@@ -13,11 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn.data._encoding import TrainingData
-from sklearn_convexbn.data._validation import validated_rows
 from sklearn_convexbn.estimators._base import BaseNetwork, attributes_of
 from sklearn_convexbn.estimators._targets import LabelsMixin, NumbersMixin
 from sklearn_convexbn.fit._callbacks import FitHooks
-from sklearn_convexbn.fit._path_network import PathNetwork, forward_layers, layers_to_torch
+from sklearn_convexbn.fit._path_network import PathNetwork
 from sklearn_convexbn.fit._path_training import (
     PathSettings,
     PreparedPaths,
@@ -29,7 +28,6 @@ from sklearn_convexbn.fit._path_training import (
 )
 from sklearn_convexbn.fit._training import FIT_CONSTRAINTS
 from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._compat import Interval, StrOptions, with_callbacks
 from sklearn_convexbn.support._sharding import Shards, refuse_shards
 
@@ -116,10 +114,12 @@ class BasePathNet(BaseNetwork):
         """Return the neurons of the network so far, if a warm start is asked for."""
         if not (self.warm_start and hasattr(self, "paths_")):
             return None
-        network = PathNetwork(
+        return prepared.start(self._network())
+
+    def _network(self) -> PathNetwork:
+        return PathNetwork(
             **self.paths_, intercept=self.intercepts_[-1], feature_weights=self.feature_weights_
         )
-        return prepared.start(network)
 
     def _flattened(self, X: Any, *, reset: bool) -> Any:
         if sparse.issparse(X):
@@ -128,11 +128,6 @@ class BasePathNet(BaseNetwork):
                 "Use X.toarray()."
             )
         return X
-
-    def _raw_predict(self, X: Any) -> Array:
-        check_is_fitted(self)
-        X = validated_rows(self, self._flattened(X, reset=False))
-        return forward_layers(X, self.coefs_, self.intercepts_)
 
     def to_torch(self) -> Any:
         """Return the fitted network as a float64 torch module in eval mode.
@@ -144,7 +139,7 @@ class BasePathNet(BaseNetwork):
             the output is the argument of the softmax (or sigmoid).
         """
         check_is_fitted(self)
-        return layers_to_torch(self.coefs_, self.intercepts_)
+        return self._network().to_torch()
 
 
 def automatic_alpha(data: TrainingData) -> float:

@@ -14,7 +14,7 @@ from sklearn_convexbn.losses import LogLoss, loss_constraint, resolved_loss
 from sklearn_convexbn.losses._base import Loss, softmax
 from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like
 from sklearn_convexbn.support._compat import StrOptions
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
 
 #: Outputs of a classifier that differ by this, relative to the larger one if that is above 1, are
 #: equal: a softmax cannot tell outputs apart that differ by one or two roundings of 1.
@@ -36,7 +36,7 @@ class NumbersMixin(BaseNetwork):
         return validated
 
     def _encode(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         return regression_data(
             X,
@@ -112,7 +112,7 @@ class LabelsMixin(BaseNetwork):
         return validated_data(X, y, sample_weight, labels=True, estimator=self, reset=True)
 
     def _encode(
-        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards = ALL_HERE
+        self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
     ) -> TrainingData:
         return classification_data(
             X,

@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn.data._validation import validated_rows
 from sklearn_convexbn.estimators._base import BaseConvexBN, check_own, unchanged_on_failure
-from sklearn_convexbn.fit._network import hidden_activations
 from sklearn_convexbn.support._sharding import current_shards
 
 
@@ -127,8 +126,7 @@ class ConvexBNTransformer(
         check_is_fitted(self)
         fitted = self.estimator_
         X = validated_rows(self, fitted._flattened(X, reset=False))
-        gates = getattr(fitted, "gates_", None)
-        return hidden_activations(X, fitted.coefs_, fitted.intercepts_, gates, fitted._cut())
+        return fitted._network().hidden_activations(X)
 
     @property
     def _n_features_out(self) -> int:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sklearn_convexbn.data._canonical import TargetScaling
 from sklearn_convexbn.data._patches import PatchGrid, flattened
-from sklearn_convexbn.data._pooling import IDENTITY
+from sklearn_convexbn.data._pooling import IDENTITY, Pooling
 from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.program._problem import Neurons
-from sklearn_convexbn.support._arrays import Array, array_namespace, like, on_device, writable
+from sklearn_convexbn.support._arrays import Array, like, writable
 
 #: Numbers in a block of rows and their hidden units: what a core's cache holds.
 PREDICTED_NUMBERS = 2**17
@@ -54,11 +54,128 @@ class Network:
     n_components: int | None = None
     patches: PatchGrid | None = None
 
-    def forward(self, X: Any) -> Array:
-        """Return the output (n, C) for rows X (n, d), dense or sparse, or images of a network."""
-        if self.patches is not None:
-            X = flattened(X, self.patches.image_shape)
-        return forward(X, self.coefs, self.intercepts, self.gates, self.patches)
+    @property
+    def pooling(self) -> Pooling:
+        """How the activations on the patches of an image become its features."""
+        return IDENTITY if self.patches is None else self.patches.pooling
+
+    def forward(self, X: Any) -> Any:
+        """Return the output (n, C), where X is, for rows X (n, d), dense, sparse or `Rows`.
+
+        With patches the rows are images.
+        """
+        rows = self._rows(X)
+        v, v0 = (like(a, rows.example) for a in (self.coefs[1], self.intercepts[1]))
+        F = rows.empty(v.shape[1])
+        for block, hidden in self._hidden_blocks(rows):
+            F[block] = hidden @ v + v0
+        return F
+
+    def hidden_activations(self, X: Any) -> Array:
+        """Return the hidden units' values (n, m), where X is, for X as in :meth:`forward`.
+
+        With patches the values are pooled to G cells, (n, m G), those of a unit together.
+        """
+        rows = self._rows(X)
+        H = rows.empty(len(self.coefs[1]))
+        for block, hidden in self._hidden_blocks(rows):
+            H[block] = hidden
+        return H
+
+    def _rows(self, X: Any) -> Rows:
+        if isinstance(X, Rows):
+            return X
+        return Rows(X if self.patches is None else flattened(X, self.patches.image_shape))
+
+    def _hidden_blocks(self, rows: Rows) -> Iterator[tuple[slice, Array]]:
+        """Yield slices of rows and the hidden units' values there."""
+        cut = rows if self.patches is None else self.patches.rows(rows)
+        W, w0 = (like(a, rows.example) for a in (self.coefs[0], self.intercepts[0]))
+        G = None if self.gates is None else like(self.gates, rows.example)
+        pooling = self.pooling
+        for block, part in cut.multipliable(W.shape[1], PREDICTED_NUMBERS):
+            hidden = part @ W
+            hidden += w0
+            hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
+            yield pooling.samples(block), pooling.features(hidden)
+
+    def to_torch(self, *, fold: bool = False) -> Any:
+        """Return the network as a float64 ``torch.nn.Sequential`` in eval mode.
+
+        Parameters
+        ----------
+        fold : bool, default=False
+            Whether to fold batch normalization into the first layer.
+
+        Returns
+        -------
+        torch.nn.Sequential
+            (Linear, BatchNorm1d, ReLU, Linear), with patches (Conv2d, BatchNorm2d, ReLU, AvgPool2d,
+            Flatten, Linear), without batch normalization when folded. An empty network is given one
+            hidden unit of zeros, as torch's layers need one.
+
+        Raises
+        ------
+        ValueError
+            For gates or patches that no Sequential of these layers has.
+        """
+        from torch import nn
+
+        self._check_exportable()
+        network = self if len(self.intercepts[0]) else self._with_a_unit()
+        W, norm, grid = network.coefs[0], network.batch_norm, self.patches
+        if fold:
+            hidden = [network._hidden_layer(W, network.intercepts[0])]
+        else:
+            scale, W = norm["scale"], W * np.sqrt(norm["var"])
+            W = np.divide(W, scale, out=np.zeros_like(W), where=scale > 0)
+            hidden = [network._hidden_layer(W, None), network._batch_norm_layer()]
+        pool: list[Any] = []
+        if grid is not None:
+            pool = [nn.AvgPool2d(grid.pool_shape, grid.pool_stride), nn.Flatten()]
+        output = linear_layer(network.coefs[1], network.intercepts[1])
+        return nn.Sequential(*hidden, nn.ReLU(), *pool, output).eval()
+
+    def _check_exportable(self) -> None:
+        if self.gates is not None:
+            raise ValueError(
+                "to_torch needs activation='relu': the gates of activation='gated_relu' do not "
+                "depend on the hidden layer, so no Sequential of Linear and ReLU has them."
+            )
+        if self.patches is not None and self.patches.contrast is not None:
+            raise ValueError(
+                "to_torch needs Patches(normalize=False): no Sequential of Conv2d, BatchNorm2d, "
+                "ReLU, AvgPool2d and Linear normalizes patches."
+            )
+
+    def _with_a_unit(self) -> Network:
+        """Return an empty network with a hidden unit of zeros."""
+        zero, one = np.zeros(1), np.ones(1)
+        v0, norm = self.intercepts[1], {"mean": zero, "var": one, "scale": zero, "shift": zero}
+        coefs = [np.zeros((len(self.coefs[0]), 1)), np.zeros((self.pooling.n_cells, len(v0)))]
+        return replace(self, coefs=coefs, intercepts=[zero, v0], batch_norm=norm)
+
+    def _hidden_layer(self, W: np.ndarray, bias: np.ndarray | None) -> Any:
+        """Return hidden weights W (d, m) as a layer of torch, a convolution with patches."""
+        import torch
+
+        if self.patches is None:
+            return linear_layer(W, bias)
+        channels, shape = self.patches.image_shape[2], self.patches.patch_shape
+        layer = torch.nn.Conv2d(
+            channels, W.shape[1], shape, self.patches.stride, bias=bias is not None
+        ).double()
+        filters = W.reshape(*shape, channels, -1).transpose(3, 2, 0, 1)
+        return _filled(layer, weight=filters, bias=bias)
+
+    def _batch_norm_layer(self) -> Any:
+        import torch
+
+        kind = torch.nn.BatchNorm1d if self.patches is None else torch.nn.BatchNorm2d
+        norm = self.batch_norm
+        layer = kind(len(norm["var"]), eps=BATCH_NORM_EPS, dtype=torch.float64)
+        statistics = {"running_mean": norm["mean"], "running_var": norm["var"]}
+        return _filled(layer, weight=norm["scale"], bias=norm["shift"], **statistics)
 
 
 def recover_network(
@@ -130,8 +247,7 @@ def neurons_of_network(
     """
     scale = 1.0 if target is None else target.scale
     W = network.coefs[0]
-    n_cells = 1 if network.patches is None else network.patches.pooling.n_cells
-    v = network.coefs[1].reshape(-1, n_cells * network.coefs[1].shape[1]) / scale
+    v = network.coefs[1].reshape(-1, network.pooling.n_cells * network.coefs[1].shape[1]) / scale
     q = whitening.coordinates(W, network.intercepts[0])
     offset = 0.0 if target is None else target.offset
     intercept = (network.intercepts[1] - offset) / scale
@@ -145,167 +261,32 @@ def neurons_of_network(
     return Neurons.from_products(q[found], v[found], intercept, same[found].argmax(axis=1))
 
 
-def forward(
-    X: Any,
-    coefs: list[np.ndarray],
-    intercepts: list[np.ndarray],
-    gates: np.ndarray | None = None,
-    patches: PatchGrid | None = None,
-) -> Any:
-    """Return the network's output (n, C), where X is, for rows X (n, d): an array or `Rows`.
-
-    The rows are images where `patches` are given.
-    """
-    rows = X if isinstance(X, Rows) else Rows(X)
-    v, v0 = (like(a, rows.example) for a in (coefs[1], intercepts[1]))
-    F = _empty(rows, v.shape[1])
-    for block, hidden in _hidden_blocks(rows, coefs[0], intercepts[0], gates, patches):
-        F[block] = hidden @ v + v0
-    return F
+def check_finite(**layers: tuple[np.ndarray, ...]) -> None:
+    """Raise a ValueError for arrays of layers, passed by their names, that are not finite."""
+    for name, arrays in layers.items():
+        if not all(np.isfinite(a).all() for a in arrays):
+            raise ValueError(
+                f"The network's {name} weights are not finite in the units of X and y: their "
+                "numbers are so small or so large that the network's would leave the range of "
+                "float64. Scale them."
+            )
 
 
-def hidden_activations(
-    X: Any,
-    coefs: list[np.ndarray],
-    intercepts: list[np.ndarray],
-    gates: np.ndarray | None = None,
-    patches: PatchGrid | None = None,
-) -> Array:
-    """Return the hidden units' values (n, m), where X is, for rows X (n, d): an array or `Rows`.
-
-    These are ``relu(X @ coefs[0] + intercepts[0])``; with gates the relu is replaced by the
-    gates' 0/1 values. With patches the rows are images and the values are pooled to G cells,
-    (n, m G), those of a unit together.
-    """
-    rows = X if isinstance(X, Rows) else Rows(X)
-    H = _empty(rows, coefs[1].shape[0])
-    for block, hidden in _hidden_blocks(rows, coefs[0], intercepts[0], gates, patches):
-        H[block] = hidden
-    return H
-
-
-def _empty(rows: Rows, width: int) -> Array:
-    """Return an array (n, width) for values in float64, of the kind of the rows' blocks."""
-    example = rows.example
-    return array_namespace(example).empty(
-        (len(rows), width), dtype=example.dtype, **on_device(example)
-    )
-
-
-def _hidden_blocks(
-    rows: Rows,
-    W: np.ndarray,
-    w0: np.ndarray,
-    gates: np.ndarray | None,
-    patches: PatchGrid | None,
-) -> Iterator[tuple[slice, Array]]:
-    """Yield slices of rows and the values (rows, m) of the hidden units there, pooled (., m G)."""
-    cut = rows if patches is None else patches.rows(rows)
-    example = rows.example
-    W, w0 = like(W, example), like(w0, example)
-    G = None if gates is None else like(gates, example)
-    pooling = IDENTITY if patches is None else patches.pooling
-    for block, part in cut.multipliable(W.shape[1], PREDICTED_NUMBERS):
-        hidden = part @ W
-        hidden += w0
-        hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
-        yield pooling.samples(block), pooling.features(hidden)
-
-
-def to_torch(
-    coefs: list[np.ndarray],
-    intercepts: list[np.ndarray],
-    batch_norm: dict[str, np.ndarray],
-    *,
-    fold: bool = False,
-    n_cells: int = 1,
-) -> Any:
-    """Return the network as a float64 ``torch.nn.Sequential`` in eval mode.
-
-    Parameters
-    ----------
-    fold : bool, default=False
-        Whether to fold batch normalization into the first layer.
-    n_cells : int, default=1
-        Features of a unit in the last layer, where units are pooled before it.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. An empty
-        network is given one hidden unit of zeros, as torch's layers need one.
-    """
+def linear_layer(W: np.ndarray, bias: np.ndarray | None) -> Any:
+    """Return weights W (n_in, n_out) and a bias (n_out,), or none, as a float64 layer of torch."""
     import torch
 
-    if len(intercepts[0]) == 0:
-        coefs = [np.zeros((coefs[0].shape[0], 1)), np.zeros((n_cells, coefs[1].shape[1]))]
-        intercepts = [np.zeros(1), intercepts[1]]
-        batch_norm = {"mean": np.zeros(1), "var": np.ones(1)}
-        batch_norm |= {"scale": np.zeros(1), "shift": np.zeros(1)}
-    d, m = coefs[0].shape
-    C = coefs[1].shape[1]
-    output = torch.nn.Linear(len(coefs[1]), C, dtype=torch.float64)
-    hidden = torch.nn.Linear(d, m, bias=fold, dtype=torch.float64)
-    with torch.no_grad():
-        _assign(output.weight, coefs[1].T)
-        _assign(output.bias, intercepts[1])
-    if fold:
-        with torch.no_grad():
-            _assign(hidden.weight, coefs[0].T)
-            _assign(hidden.bias, intercepts[0])
-        return torch.nn.Sequential(hidden, torch.nn.ReLU(), output).eval()
-    norm = torch.nn.BatchNorm1d(m, eps=BATCH_NORM_EPS, dtype=torch.float64)
-    scale, var = batch_norm["scale"], batch_norm["var"]
-    W = np.divide(coefs[0] * np.sqrt(var), scale, out=np.zeros_like(coefs[0]), where=scale > 0)
-    with torch.no_grad():
-        _assign(hidden.weight, W.T)
-        _assign(norm.weight, scale)
-        _assign(norm.bias, batch_norm["shift"])
-        _assign(norm.running_mean, batch_norm["mean"])
-        _assign(norm.running_var, var)
-    return torch.nn.Sequential(hidden, norm, torch.nn.ReLU(), output).eval()
+    n_in, n_out = W.shape
+    layer = torch.nn.Linear(n_in, n_out, bias=bias is not None, dtype=torch.float64)
+    return _filled(layer, weight=W.T, bias=bias)
 
 
-def convolution_to_torch(
-    coefs: list[np.ndarray],
-    intercepts: list[np.ndarray],
-    batch_norm: dict[str, np.ndarray],
-    patches: PatchGrid,
-    *,
-    fold: bool = False,
-) -> Any:
-    """Return a convolutional network as a float64 ``torch.nn.Sequential`` in eval mode.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        (Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten, Linear), without BatchNorm2d when folded.
-        An empty network is given one hidden unit of zeros.
-    """
+def _filled(layer: Any, **values: np.ndarray | None) -> Any:
+    """Return a layer of torch with some of its tensors' values replaced."""
     import torch
 
-    dense = to_torch(coefs, intercepts, batch_norm, fold=fold, n_cells=patches.pooling.n_cells)
-    linear, output, m = dense[0], dense[-1], dense[0].out_features
-    channels, shape = patches.image_shape[2], patches.patch_shape
-    conv = torch.nn.Conv2d(
-        channels, m, shape, stride=patches.stride, bias=fold, dtype=torch.float64
-    )
     with torch.no_grad():
-        filters = linear.weight.reshape(m, *shape, channels).permute(0, 3, 1, 2)
-        conv.weight.copy_(filters)
-        if conv.bias is not None:
-            conv.bias.copy_(linear.bias)
-    layers: list[Any] = [conv]
-    if not fold:
-        norm = torch.nn.BatchNorm2d(m, eps=BATCH_NORM_EPS, dtype=torch.float64)
-        norm.load_state_dict(dense[1].state_dict())
-        layers.append(norm)
-    pool = torch.nn.AvgPool2d(patches.pool_shape, patches.pool_stride)
-    layers += [torch.nn.ReLU(), pool, torch.nn.Flatten(), output]
-    return torch.nn.Sequential(*layers).eval()
-
-
-def _assign(tensor: Any, values: np.ndarray) -> None:
-    import torch
-
-    tensor.copy_(torch.as_tensor(writable(values)))
+        for name, value in values.items():
+            if value is not None:
+                getattr(layer, name).copy_(torch.as_tensor(writable(value)))
+    return layer

@@ -10,8 +10,9 @@ import numpy as np
 from sklearn_convexbn.data._canonical import TargetScaling
 from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.fit._network import linear_layer
 from sklearn_convexbn.program._problem import Neurons
-from sklearn_convexbn.support._arrays import Array, array_namespace, like, on_device, writable
+from sklearn_convexbn.support._arrays import Array, like
 
 #: Numbers in a block of rows and their hidden units: what a core's cache holds.
 PREDICTED_NUMBERS = 2**18
@@ -52,25 +53,44 @@ class PathNetwork:
         The first hidden layer has the inner units that are not zero, unit by unit, and a linear
         part as the difference of two units.
         """
-        W, offsets, into, signs = [], [], [], []
-        for j in range(self.output.shape[0]):
-            parts = [*zip(self.inner[:, :, j], self.inner_offsets[:, j], self.signs, strict=True)]
-            parts += [(self.linear[:, j], 0.0, 1.0), (-self.linear[:, j], 0.0, -1.0)]
-            for weights, offset, sign in parts:
-                if weights.any() or offset > 0.0:
-                    W.append(weights)
-                    offsets.append(offset)
-                    into.append(j)
-                    signs.append(sign)
-        d, m = self.linear.shape
-        second = np.zeros((len(W), m))
-        second[np.arange(len(W)), np.array(into, dtype=np.intp)] = signs
-        first = np.array(W).reshape(-1, d).T.copy()
-        return [first, second, self.output], [
-            np.array(offsets, dtype=float),
+        parts = np.concatenate([self.inner, self.linear[None], -self.linear[None]])
+        parts = parts.transpose(2, 0, 1)
+        offsets = np.pad(self.inner_offsets.T, [(0, 0), (0, 2)])
+        signs = np.append(self.signs, [1.0, -1.0])
+        kept = parts.any(axis=2) | (offsets > 0.0)
+        into, part = np.nonzero(kept)
+        second = np.zeros((len(into), len(parts)))
+        second[np.arange(len(into)), into] = signs[part]
+        return [parts[kept].T.copy(), second, self.output], [
+            offsets[kept],
             self.linear_offsets,
             self.intercept,
         ]
+
+    def forward(self, X: Any) -> Array:
+        """Return the output (n, C), where X is, for rows X (n, d)."""
+        rows = Rows(X)
+        coefs, intercepts = ([like(a, rows.example) for a in each] for each in self.layers())
+        F = rows.empty(len(intercepts[-1]))
+        for block, part in rows.multipliable(sum(map(len, intercepts)), PREDICTED_NUMBERS):
+            H = part
+            for W, b in zip(coefs[:-1], intercepts[:-1], strict=True):
+                H = (H @ W + b).clip(min=0.0)
+            F[block] = H @ coefs[-1] + intercepts[-1]
+        return F
+
+    def to_torch(self) -> Any:
+        """Return the layers as a float64 ``torch.nn.Sequential`` of Linear and ReLU in eval mode.
+
+        Layers without units are given one of zeros, as torch's need one.
+        """
+        import torch
+
+        modules: list[Any] = []
+        for layer in zip(*self.layers(), strict=True):
+            padded = (np.pad(a, [(0, int(size == 0)) for size in a.shape]) for a in layer)
+            modules += [linear_layer(*padded), torch.nn.ReLU()]
+        return torch.nn.Sequential(*modules[:-1]).eval()
 
 
 def recover_paths(
@@ -120,39 +140,3 @@ def neurons_of_paths(
     kept = (norms > 0) & (np.linalg.norm(v, axis=1) > 0)
     intercept = (network.intercept - offset) / scale
     return Neurons(q[kept] / norms[kept, None], v[kept] * norms[kept, None], intercept)
-
-
-def forward_layers(X: Any, coefs: list[np.ndarray], intercepts: list[np.ndarray]) -> Array:
-    """Return the output (n, C) of layers with relu between them, where X (n, d) is."""
-    rows = Rows(X)
-    example = rows.example
-    layers = [(like(W, example), like(b, example)) for W, b in zip(coefs, intercepts, strict=True)]
-    F = array_namespace(example).empty(
-        (len(rows), len(intercepts[-1])), dtype=example.dtype, **on_device(example)
-    )
-    for block, part in rows.multipliable(sum(len(b) for b in intercepts), PREDICTED_NUMBERS):
-        H = part
-        for W, b in layers[:-1]:
-            H = (H @ W + b).clip(min=0.0)
-        F[block] = H @ layers[-1][0] + layers[-1][1]
-    return F
-
-
-def layers_to_torch(coefs: list[np.ndarray], intercepts: list[np.ndarray]) -> Any:
-    """Return layers as a float64 ``torch.nn.Sequential`` of Linear and ReLU in eval mode.
-
-    Layers without units are given one of zeros, as torch's need one.
-    """
-    import torch
-
-    modules: list[Any] = []
-    for i, (W, b) in enumerate(zip(coefs, intercepts, strict=True)):
-        n_in, n_out = (max(1, size) for size in W.shape)
-        linear = torch.nn.Linear(n_in, n_out, dtype=torch.float64)
-        with torch.no_grad():
-            linear.weight.zero_()
-            linear.bias.zero_()
-            linear.weight[: W.shape[1], : W.shape[0]] = torch.as_tensor(writable(W.T))
-            linear.bias[: len(b)] = torch.as_tensor(writable(b))
-        modules += [linear, torch.nn.ReLU()] if i < len(coefs) - 1 else [linear]
-    return torch.nn.Sequential(*modules).eval()

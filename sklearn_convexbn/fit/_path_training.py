@@ -13,9 +13,11 @@ from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._standardization import standardization_of
 from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._callbacks import FitHooks
+from sklearn_convexbn.fit._network import check_finite
 from sklearn_convexbn.fit._path_network import PathNetwork, neurons_of_paths, recover_paths
-from sklearn_convexbn.fit._training import COMPACT_TOLERANCE, FitSettings
+from sklearn_convexbn.fit._training import FitSettings
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE
 from sklearn_convexbn.support._device import out_of_memory_explained
 from sklearn_convexbn.support._sharding import ALL_HERE
 from sklearn_convexbn.support._warnings import warn_caller
@@ -75,13 +77,10 @@ class PreparedPaths:
             If the network is not finite in these units.
         """
         network = recover_paths(result.neurons, self.whitening, self.signs, self.data.target)
-        parts = (network.inner, network.linear, network.linear_offsets, network.output)
-        if not all(np.isfinite(a).all() for a in (*parts, network.intercept)):
-            raise ValueError(
-                "The network's weights are not finite in the units of X and y: their numbers are "
-                "so small or so large that the network's would leave the range of float64. Scale "
-                "them."
-            )
+        check_finite(
+            hidden=(network.inner, network.linear, network.linear_offsets),
+            output=(network.output, network.intercept),
+        )
         return TrainedPaths(self.problem.alpha, network, result, self.solver)
 
 
@@ -112,12 +111,10 @@ def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
 
     solver, rows = path_solver(settings.solver), data.rows.on_cpu()
     whitening = standardization_of(rows, data.weights)
-    Z = whitening.transform(rows)
+    Z = torch.as_tensor(whitening.transform(rows))
     precision = torch.float32 if settings.tol >= COMPACT_TOLERANCE else torch.float64
-    kind = NORMS[settings.norm]
-    units = kind(torch.as_tensor(Z), settings.inner_width, precision)
     problem = Problem(
-        Z=Z,
+        units=NORMS[settings.norm](Z, settings.inner_width, precision),
         Y=data.Y,
         p=data.weights / data.weights.sum(),
         loss=data.loss,
@@ -127,7 +124,6 @@ def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
         gates=None,
         all_arrangements=False,
         spectrum=whitening.spectrum,
-        hidden_units=units,
         shards=ALL_HERE,
     )
     signs = np.array(inner_signs(settings.inner_width))

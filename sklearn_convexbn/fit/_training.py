@@ -14,19 +14,22 @@ from sklearn.utils import check_random_state
 
 from sklearn_convexbn import solvers
 from sklearn_convexbn.data._canonical import TargetScaling
+from sklearn_convexbn.data._decomposition import Decomposition
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._patches import Patches, PatchGrid
 from sklearn_convexbn.data._pooling import IDENTITY
 from sklearn_convexbn.data._rows import RowBlocks, Rows
-from sklearn_convexbn.data._whitening import Decomposition, Whitening, whitening_of
+from sklearn_convexbn.data._whitening import Whitening
 from sklearn_convexbn.fit._memory import are_stored, check_arrangements_fit, check_rows_fit
-from sklearn_convexbn.fit._network import Network, neurons_of_network, recover_network
+from sklearn_convexbn.fit._network import Network, check_finite, neurons_of_network, recover_network
 from sklearn_convexbn.program._arrangements import (
     distinct_gates,
     enumerate_gates,
     random_directions,
 )
 from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE
 from sklearn_convexbn.support._arrays import is_tensor, like
 from sklearn_convexbn.support._compat import Interval, RealNotInt, StrOptions
 from sklearn_convexbn.support._device import out_of_memory_explained, resolve_device
@@ -62,9 +65,8 @@ FIT_CONSTRAINTS: dict[str, list[Any]] = {
 #: less): the best alpha falls with their number.
 AUTOMATIC_ALPHA = 0.05
 
-#: Whitened rows of this many numbers or more are stored in float32 if the tolerance is at least
-#: this: rounding moves the objective by much less.
-COMPACT_NUMBERS, COMPACT_TOLERANCE = 2**20, 1e-3
+#: Whitened rows of this many numbers or more are stored in float32 if the tolerance allows it.
+COMPACT_NUMBERS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,20 +177,9 @@ class Prepared:
         network = recover_network(
             result.neurons, self.whitening, gates=gates, target=self.target, patches=self.patches
         )
-        _check_finite(network)
+        hidden, output = zip(network.coefs, network.intercepts, strict=True)
+        check_finite(hidden=hidden, output=output)
         return Trained(network, result, self.whitening, self.solver)
-
-
-def _check_finite(network: Network) -> None:
-    parts = {"hidden": (network.coefs[0], network.intercepts[0])}
-    parts["output"] = (network.coefs[1], network.intercepts[1])
-    for name, arrays in parts.items():
-        if not all(np.isfinite(a).all() for a in arrays):
-            raise ValueError(
-                f"The network's {name} weights are not finite in the units of X and y: their "
-                "numbers are so small or so large that the network's would leave the range of "
-                "float64. Scale them."
-            )
 
 
 def state_problem(
@@ -212,34 +203,16 @@ def state_problem(
     `decomposition` is that of these rows, if it is known.
     """
     rows = data.rows.to(device) if in_blocks else data.rows.on_cpu()
-    weights, pooling = data.weights, IDENTITY
-    if data.patches is not None:
-        weights, pooling = data.patches.weights(weights), data.patches.pooling
-    cut = _cut(rows, data.patches)
-    if decomposition is not None:
-        whitening = decomposition.whitening(n_components, shrinkage)
-    else:
-        whitening = whitening_of(
-            cut,
-            weights,
-            n_components=n_components,
-            shrinkage=shrinkage,
-            by_column=_is_dense(data),
-            shards=data.shards,
-        )
-    k = whitening.n_components + 1
-    n = data.shards.total(float(len(cut)))  # what all processes decide alike by
-    compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
-    if in_blocks and data.shards.size == 1 and not are_stored(len(cut), k, rows, compact=compact):
-        rows = rows if is_tensor(rows.example) else rows.to("cpu")
-        Z = _computed(_cut(rows, data.patches), whitening, compact=compact)
-    else:
-        check_rows_fit(len(cut), k, compact=compact)
-        Z = whitening.transform(cut, compact=compact)
+    setting = (n_components, shrinkage)
+    if decomposition is None:
+        decomposition = _decomposed(data, rows, [setting])
+    whitening = decomposition.whitening(*setting)
+    Z = _whitened(data, rows, whitening, in_blocks=in_blocks, compact=compact)
+    pooling = IDENTITY if data.patches is None else data.patches.pooling
     problem = Problem(
-        Z=Z,
-        Y=like(data.Y, rows.example),
-        p=like(data.weights / data.shards.total(data.weights.sum()), rows.example),
+        units=WhitenedUnits(Z, data.shards, pooling),
+        Y=like(data.Y, Z[0:0]),
+        p=like(data.weights / data.shards.total(data.weights.sum()), Z[0:0]),
         loss=data.loss,
         alpha=alpha,
         fit_intercept=fit_intercept,
@@ -248,14 +221,8 @@ def state_problem(
         all_arrangements=False,
         spectrum=whitening.spectrum,
         shards=data.shards,
-        pooling=pooling,
     )
     return problem, whitening
-
-
-def _is_dense(data: TrainingData) -> bool:
-    """Return whether units see whole rows, whose columns may have units of their own."""
-    return data.patches is None or data.patches.is_whole
 
 
 def _cut(rows: Rows, patches: PatchGrid | None) -> RowBlocks:
@@ -263,25 +230,39 @@ def _cut(rows: Rows, patches: PatchGrid | None) -> RowBlocks:
     return rows if patches is None else patches.rows(rows)
 
 
-def _computed(rows: RowBlocks, whitening: Whitening, *, compact: bool) -> Any:
-    """Return whitened rows that are computed when they are read."""
+def _whitened(
+    data: TrainingData, rows: Rows, whitening: Whitening, *, in_blocks: bool, compact: bool
+) -> Any:
+    """Return whitened rows, stored or computed when they are read: see :func:`state_problem`."""
+    cut, k = _cut(rows, data.patches), whitening.n_components + 1
+    n = data.shards.total(float(len(cut)))  # what all processes decide alike by
+    compact = compact and n * k >= COMPACT_NUMBERS and n >= 2 * k
+    if not in_blocks or data.shards.size > 1 or are_stored(len(cut), k, rows, compact=compact):
+        check_rows_fit(len(cut), k, compact=compact)
+        return whitening.transform(cut, compact=compact)
     import torch
 
     from sklearn_convexbn.data._whitened_rows import WhitenedRows
 
-    return WhitenedRows(rows, whitening, torch.float32 if compact else torch.float64)
+    cut = cut if is_tensor(rows.example) else _cut(rows.to("cpu"), data.patches)
+    return WhitenedRows(cut, whitening, torch.float32 if compact else torch.float64)
 
 
 def decomposed(data: TrainingData, settings: Sequence[TrainingSettings]) -> Decomposition:
     """Decompose rows once for fits of several settings of n_components and shrinkage."""
-    weights = data.weights if data.patches is None else data.patches.weights(data.weights)
-    return Decomposition.of(
-        _cut(data.rows.on_cpu(), data.patches),
-        weights,
-        [(each.n_components, each.shrinkage) for each in settings],
-        by_column=_is_dense(data),
-        shards=data.shards,
-    )
+    pairs = [(each.n_components, each.shrinkage) for each in settings]
+    return _decomposed(data, data.rows.on_cpu(), pairs)
+
+
+def _decomposed(
+    data: TrainingData, rows: Rows, settings: Sequence[tuple[int | float | None, float | str]]
+) -> Decomposition:
+    """Decompose the rows of some data, or their patches, for pairs of settings."""
+    weights, by_column = data.weights, True
+    if data.patches is not None:  # the values of a patch share one unit, columns have their own
+        weights, by_column = data.patches.weights(weights), data.patches.is_whole
+    cut = _cut(rows, data.patches)
+    return Decomposition.of(cut, weights, settings, by_column=by_column, shards=data.shards)
 
 
 def train_path(

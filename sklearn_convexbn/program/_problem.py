@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_convexbn.data._pooling import IDENTITY, Pooling
+from sklearn_convexbn.data._pooling import Pooling
 from sklearn_convexbn.program._arrangements import activation_patterns, cone_norm, largest_in_cones
 from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._base import Units
-from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.support._arrays import Array, as_numpy, like
 from sklearn_convexbn.support._linear_algebra import spectral_norms
 
@@ -181,10 +180,9 @@ class Problem(Objective[Any]):
 
     Attributes
     ----------
-    Z : ndarray, torch.Tensor or WhitenedRows of shape (n, k), or (n K, k) for K patches of a sample
-        Whitened rows, last column ones; float32 where they are many, and computed when they are
-        read where they do not fit into memory. Fits, dual points and their sums are computed
-        where Z is; neurons are NumPy arrays always.
+    units : Units
+        The hidden units over all arrangements. Fits, dual points and their sums are computed where
+        their rows are; neurons are NumPy arrays always.
     Y, p, loss, alpha, fit_intercept, shards
         As in :class:`~sklearn_convexbn.program._objective.Objective`.
     activation : {"relu", "gated_relu"}
@@ -195,19 +193,23 @@ class Problem(Objective[Any]):
         Whether `gates` lists every arrangement, so that nothing is lost.
     spectrum : ndarray of shape (k,)
         Diagonal of Z^T diag(p) Z.
-    pooling : Pooling
-        How the activations on the patches of a sample become its features.
-    hidden_units : Units or None
-        Another kind of hidden units than ReLU units on Z, for the pursuit.
     """
 
-    Z: Any
+    units: Units
     activation: str
     gates: np.ndarray | None
     all_arrangements: bool
     spectrum: np.ndarray
-    pooling: Pooling = IDENTITY
-    hidden_units: Units | None = None
+
+    @property
+    def Z(self) -> Any:
+        """The whitened rows (n, k), last column ones, or (n K, k) for K patches of a sample."""
+        return self.units.Z
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the activations on the patches of a sample become its features."""
+        return self.units.pooling
 
     @property
     def n_outputs(self) -> int:
@@ -235,20 +237,17 @@ class Problem(Objective[Any]):
             raise ValueError("This program has no list of arrangements.")
         return activation_patterns(self.Z, self.gates)
 
-    @cached_property
-    def units(self) -> Units:
-        """The hidden units of the problem over all arrangements."""
-        return self.hidden_units or WhitenedUnits(self.Z, self.shards, self.pooling)
-
     def fit_without_intercept(self, neurons: Neurons) -> Array:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
         if self.activation == "gated_relu":
-            H = self.Z @ neurons.directions.T
-            H = np.where(self.patterns[:, neurons.gates], H, 0.0)
             of_cells = neurons.weights.reshape(-1, self.n_outputs)
-            return self.pooling.features(H) @ of_cells
+            return self.pooling.features(self._behind_gates(neurons)) @ of_cells
         Q, V = like(neurons.directions.T, self.Y), like(neurons.weights, self.Y)
         return self.units.fit(Q, V)
+
+    def _behind_gates(self, neurons: Neurons) -> np.ndarray:
+        """Return ``D_g Z q`` (n, m), on patches if there are some, of gated neurons."""
+        return np.where(self.patterns[:, neurons.gates], self.Z @ neurons.directions.T, 0.0)
 
     def correlations(self, Lambda: Array, directions: np.ndarray) -> np.ndarray:
         """Return ``|Lambda^T (Z q)_+|`` (S,) for directions (k, S)."""
@@ -323,13 +322,11 @@ class Problem(Objective[Any]):
         q : ndarray of shape (k,)
             Unit vector that attains at least `largest`; zero for an empty network.
         """
-        Lambda = self.pooling.on_rows(Lambda)  # that of units on patches
-        H = self.Z @ neurons.directions.T
         outputs = neurons.weights / np.linalg.norm(neurons.weights, axis=1, keepdims=True)
-        active = H >= 0
-        in_cones = self.Z.T @ (active * (Lambda @ outputs.T))
+        active = self.Z @ neurons.directions.T >= 0
+        in_cones = self.Z.T @ (active * (self.pooling.on_rows(Lambda) @ outputs.T))
         largest, q = largest_in_cones(self.Z, active, in_cones)
-        turned = np.linalg.norm(Lambda.T @ np.maximum(H, 0.0), axis=0)
+        turned = self.correlations(Lambda, neurons.directions.T)
         if turned.max(initial=0.0) > largest:
             return float(turned.max()), neurons.directions[turned.argmax()]
         return largest, q
@@ -448,8 +445,8 @@ class Problem(Objective[Any]):
             return 0.0
         if self.activation != "gated_relu":
             return float(self.correlations(Lambda, neurons.directions.T).max())
-        H = np.where(self.patterns[:, neurons.gates], self.Z @ neurons.directions.T, 0.0)
-        return float(np.linalg.norm(self.pooling.on_rows(Lambda).T @ H, axis=0).max())
+        T = self.pooling.on_rows(Lambda).T @ self._behind_gates(neurons)
+        return float(np.linalg.norm(T, axis=0).max())
 
     def _largest_correlation(self, Lambda: Any) -> float:
         if self.gates is None:

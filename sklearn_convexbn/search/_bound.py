@@ -172,7 +172,7 @@ def proven(
 
     units = problem.units
     found = Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
-    if problem.hidden_units is None and rows_are_independent(problem):
+    if isinstance(units, WhitenedUnits) and rows_are_independent(problem):
         L, Z = as_numpy(Lambda), as_numpy(problem.Z)
         _, activations, _ = problem.pooling.longest
         attained = Z.T @ np.kron(np.maximum(np.hstack([L, -L]), 0.0), activations[:, None])

@@ -23,6 +23,7 @@ import torch
 
 from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.search._search import ascend
+from sklearn_convexbn.support._sharding import ALL_HERE
 
 #: Binary exponent from which on a count of operations is called infinite.
 LARGEST_EXPONENT = 500
@@ -215,8 +216,9 @@ class _Search:
     def start(self, n_starts: int) -> None:
         """Find a large value by ascent from random directions."""
         starts = np.random.default_rng(0).standard_normal((self.Z.shape[1], n_starts))
-        units, Lambda = WhitenedUnits(torch.from_numpy(self.Z)), torch.from_numpy(self.Lambda)
-        _, found = ascend(units, Lambda, torch.from_numpy(starts), n_steps=N_STEPS, last=1e-4)
+        Z, Lambda = torch.from_numpy(self.Z), torch.from_numpy(self.Lambda)
+        units, first = WhitenedUnits(Z, ALL_HERE), torch.from_numpy(starts)
+        _, found = ascend(units, Lambda, first, n_steps=N_STEPS, last=1e-4)
         self.offer(found.numpy())
 
 

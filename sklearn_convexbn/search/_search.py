@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_convexbn.program.units._base import Draw, Units, column_norms
+from sklearn_convexbn.program.units._base import NEAR, Draw, Units, column_norms
 from sklearn_convexbn.search._dc_step import DCStep, operations
 from sklearn_convexbn.support._arrays import Array
 
@@ -25,8 +25,8 @@ STEERING_ROWS = 20_000
 #: Starts that ascend together.
 TOGETHER = 256
 
-#: First steps of starts that are thought to be close to a maximum, and of relatives of maxima.
-NEAR, RELATED = 0.1, 0.05
+#: First steps of relatives of maxima.
+RELATED = 0.05
 
 #: Maxima remembered from one search to the next.
 MEMORY = 100

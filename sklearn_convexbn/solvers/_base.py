@@ -25,6 +25,10 @@ from sklearn_convexbn.support._warnings import warn_caller
 #: Columns of ``history_``.
 HISTORY = ("objective", "dual_gap", "n_neurons", "time", "kind")
 
+#: From this tolerance on, rows and products may be in float32: rounding moves the objective by
+#: much less.
+COMPACT_TOLERANCE = 1e-3
+
 #: One round in these columns.
 Row = tuple[float, float, int, float, str]
 

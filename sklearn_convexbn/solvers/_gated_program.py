@@ -93,7 +93,7 @@ class GatedProgram(Objective[Tensor]):
     def start(self, problem: Problem, neurons: Neurons | None) -> Point:
         """Return the point of a network, or the constant model."""
         if neurons is None or neurons.gates is None:
-            neurons = Neurons.empty(self.Z.shape[1], problem.constant(), self.pooling.n_cells)
+            neurons = problem.nothing[0]
         neurons = problem.with_best_intercept(neurons)[0]
         assert neurons.gates is not None
         which, group = np.unique(neurons.gates, return_inverse=True)

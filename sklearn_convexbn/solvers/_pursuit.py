@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sklearn_convexbn.program._problem import Neurons, Problem
-from sklearn_convexbn.solvers._base import Iterate, RunSettings, Solver
+from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE, Iterate, RunSettings, Solver
 from sklearn_convexbn.solvers._orthant_slide import orthant_slide
 from sklearn_convexbn.solvers._round_search import RoundSearch, gap_left
 from sklearn_convexbn.solvers._slide import of_norm_one, slide
@@ -33,9 +33,6 @@ REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 #: Refits of several outputs are as accurate as these parts of the gap so far: the first one of a
 #: round, whose weights the slide goes on to change, and the last one.
 FIRST_REFIT_SHARE, LAST_REFIT_SHARE = 0.2, 0.05
-
-#: The slide's products are in float32 from this tolerance on, whatever the rows are stored in.
-COMPACT_TOLERANCE = 1e-3
 
 
 class Pursuit(Solver):
@@ -105,7 +102,7 @@ class Pursuit(Solver):
             n_slide_steps=self.n_slide_steps,
             n_verify=self.n_verify,
         )
-        neurons = settings.start or _nothing(problem)
+        neurons = settings.start or problem.nothing[0]
         neurons = problem.shards.agreed(neurons)
         neurons = self._refined(problem, training, replace(neurons, gates=None), settings.tol)
         while True:
@@ -143,7 +140,8 @@ class Pursuit(Solver):
 class _TorchProblem:
     """The problem's tensors; arrays go to a torch device, rows as they are stored.
 
-    The slide's products are in float32 where a relative gap of `tol` allows it.
+    The slide's products are in float32 where a relative gap of `tol` allows it, whatever the rows
+    are stored in.
     """
 
     def __init__(self, problem: Problem, device: str, tol: float = 0.0) -> None:
@@ -160,11 +158,6 @@ class _TorchProblem:
         import torch
 
         return torch.as_tensor(np.ascontiguousarray(a), device=self.p.device)
-
-
-def _nothing(problem: Problem) -> Neurons:
-    """Return the network without hidden units, with the best intercept."""
-    return Neurons.empty(problem.units.n_parameters, problem.constant(), problem.units.n_cells)
 
 
 def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:

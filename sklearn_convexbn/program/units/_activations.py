@@ -10,7 +10,10 @@ from torch import Tensor
 
 from sklearn_convexbn.data._pooling import columns_of
 from sklearn_convexbn.program.units._blocks import row_slices
-from sklearn_convexbn.support._sharding import ALL_HERE, Shards
+from sklearn_convexbn.support._sharding import Shards
+
+#: Yields slices of the samples and the activations there (rows, m cells) of units (k, m).
+Features = Callable[[Tensor], Iterator[tuple[slice, Tensor]]]
 
 
 class Activations(ABC):
@@ -78,12 +81,12 @@ class StoredActivations(Activations):
     Parameters
     ----------
     A : torch.Tensor of shape (n, m)
-    shards : Shards, default=ALL_HERE
+    shards : Shards
     cells : int, default=1
         Columns of a unit.
     """
 
-    def __init__(self, A: Tensor, shards: Shards = ALL_HERE, cells: int = 1) -> None:
+    def __init__(self, A: Tensor, shards: Shards, cells: int = 1) -> None:
         self.A, self.shards, self.cells = A, shards, cells
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -106,12 +109,11 @@ class ComputedActivations(Activations):
 
     Parameters
     ----------
-    features : callable
-        ``features(Q)`` yields slices of the samples and activations (rows, m cells) of units Q
-        (k, m), that may be written to.
+    features : Features
+        What they yield may be written to.
     Q : torch.Tensor of shape (k, m)
     n_samples : int
-    shards : Shards, default=ALL_HERE
+    shards : Shards
     cells : int, default=1
         Columns of a unit.
     centre : torch.Tensor of shape (m cells,), default=None
@@ -120,10 +122,10 @@ class ComputedActivations(Activations):
 
     def __init__(
         self,
-        features: Callable[[Tensor], Iterator[tuple[slice, Tensor]]],
+        features: Features,
         Q: Tensor,
         n_samples: int,
-        shards: Shards = ALL_HERE,
+        shards: Shards,
         cells: int = 1,
         centre: Tensor | None = None,
     ) -> None:
@@ -149,3 +151,23 @@ class ComputedActivations(Activations):
     @property
     def shape(self) -> tuple[int, int]:
         return self.n_samples, self.Q.shape[1] * self.cells
+
+
+def activations_of(
+    features: Features,
+    Q: Tensor,
+    n_samples: int,
+    shards: Shards,
+    cells: int = 1,
+    *,
+    stored_bytes: int,
+) -> Activations:
+    """Return activations, stored if they take up to `stored_bytes` of the memory."""
+    computed = ComputedActivations(features, Q, n_samples, shards, cells)
+    n, m = computed.shape
+    if Q.element_size() * n * m > stored_bytes:
+        return computed
+    A = Q.new_empty(n, m)
+    for samples, block in features(Q):
+        A[samples] = block
+    return StoredActivations(A, shards, cells)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sklearn_convexbn.data._pooling import IDENTITY, Pooling
 from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._arrays import Array
 from sklearn_convexbn.support._sharding import Shards
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sklearn_convexbn.program.units._activations import Activations
+
+#: First steps, on the unit sphere, of starts that stand for a region and of starts that are
+#: thought to be close to a maximum.
+FAR, NEAR = 0.5, 0.1
 
 #: Draws vectors of parameters (k, count), the same sequence for the same random state.
 Draw = Callable[[int], np.ndarray]
@@ -54,10 +59,12 @@ class Units(ABC):
     ----------
     shards : Shards
         Where the other rows are, if these are not all.
+    Z : ndarray, torch.Tensor or WhitenedRows of shape (n, any)
+        The rows here that units are evaluated on, of n_samples samples.
+    pooling : Pooling
+        How the activations on the rows of a sample become its features.
     n_parameters : int
         Length k of a unit.
-    n_cells : int
-        Activations G of a unit on a sample.
     n_samples : int
         Number of samples here.
     n_rows : int
@@ -76,8 +83,9 @@ class Units(ABC):
     """
 
     shards: Shards
+    Z: Any
+    pooling: Pooling = IDENTITY
     n_parameters: int
-    n_cells: int
     n_samples: int
     n_rows: int
     device: Any
@@ -85,6 +93,11 @@ class Units(ABC):
     is_flat: bool
     rectified_rows: Any = None
     has_l1_norm: bool = False
+
+    @property
+    def n_cells(self) -> int:
+        """Activations G of a unit on a sample."""
+        return self.pooling.n_cells
 
     # -------------------------------------------------------------------- parameters and norm
 

@@ -22,18 +22,14 @@ import torch
 from torch import Tensor
 
 from sklearn_convexbn.losses._base import Loss
-from sklearn_convexbn.program.units._activations import (
-    Activations,
-    ComputedActivations,
-    StoredActivations,
-)
-from sklearn_convexbn.program.units._base import STORED_BYTES, Draw, Units, unit_columns
+from sklearn_convexbn.program.units._activations import Activations, activations_of
+from sklearn_convexbn.program.units._base import FAR, STORED_BYTES, Draw, Units, unit_columns
 from sklearn_convexbn.program.units._blocks import row_slices
 from sklearn_convexbn.support._arrays import Array, as_numpy, is_tensor
 from sklearn_convexbn.support._sharding import ALL_HERE
 
-#: First steps of starts that are all random, and of those made of known directions.
-FAR, MIDDLE = 0.5, 0.3
+#: First steps of starts that are made of known directions.
+MIDDLE = 0.3
 
 #: Noise on known directions, and on whole units; size of inner units beside a dominant linear part.
 DIRECTION_NOISE, UNIT_NOISE, SMALL_INNER = 0.1, 0.05, 0.3
@@ -63,7 +59,7 @@ class PathUnits(Units):
     of the linear part.
     """
 
-    shards, n_cells, is_flat = ALL_HERE, 1, True
+    shards, is_flat = ALL_HERE, True
 
     def __init__(self, Z: Tensor, inner_width: int, precision: torch.dtype = torch.float64) -> None:
         self.Z, self.inner_width, self.precision = Z, inner_width, precision
@@ -131,13 +127,7 @@ class PathUnits(Units):
             for rows, _, _, g in self._blocks(Q):
                 yield rows, g.clamp_min_(0.0)
 
-        computed = ComputedActivations(features, Q, self.n_samples)
-        if self.n_samples * Q.shape[1] * Q.element_size() > stored_bytes:
-            return computed
-        A = Q.new_empty(computed.shape)
-        for rows, block in features(Q):
-            A[rows] = block
-        return StoredActivations(A)
+        return activations_of(features, Q, self.n_samples, self.shards, stored_bytes=stored_bytes)
 
     def ascent(self, Lambda: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         L = Lambda.to(Q.dtype)

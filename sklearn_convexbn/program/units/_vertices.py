@@ -18,11 +18,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from sklearn_convexbn.program.units._base import Draw, unit_columns
-
-#: First steps, on the unit sphere, of starts that stand for a region and of starts that are
-#: thought to be close to a maximum.
-FAR, NEAR = 0.5, 0.1
+from sklearn_convexbn.program.units._base import FAR, NEAR, Draw, unit_columns
 
 #: Rows times circles that are sorted together.
 CIRCLE_ELEMENTS = 2**18

@@ -74,22 +74,17 @@ class WhitenedUnits(Units):
     Parameters
     ----------
     Z : ndarray, torch.Tensor or WhitenedRows of shape (n, k)
-        Whitened rows, float32 or float64, on any device.
-    shards : Shards, default=ALL_HERE
+        Whitened rows, on any device; float32 where they are many, and computed when they are read
+        where they do not fit into memory.
+    shards : Shards
         Where the other rows are, if these are not all.
     pooling : Pooling, default=IDENTITY
         Of n rows, K for each of n / K samples, to G cells.
     """
 
-    def __init__(
-        self,
-        Z: WhitenedMatrix,
-        shards: Shards = ALL_HERE,
-        pooling: Pooling = IDENTITY,
-    ) -> None:
+    def __init__(self, Z: WhitenedMatrix, shards: Shards, pooling: Pooling = IDENTITY) -> None:
         self.Z, self.shards, self.pooling = Z, shards, pooling
-        self.n_parameters, self.n_cells = int(Z.shape[1]), pooling.n_cells
-        self.n_samples = len(Z) // pooling.n_patches
+        self.n_parameters, self.n_samples = int(Z.shape[1]), len(Z) // pooling.n_patches
         self.n_rows = shards.count(len(Z))
         self.device, self.precision = Z.device, Z.dtype
         self.is_flat = shards.size == 1 and not hasattr(Z, "whitening") and pooling.is_identity
@@ -148,18 +143,10 @@ class WhitenedUnits(Units):
         return T.reshape(C, G, -1).swapaxes(0, 1).reshape(G * C, T.shape[1] // G)
 
     def activations(self, Q: Tensor, stored_bytes: int = STORED_BYTES) -> Activations:
-        from sklearn_convexbn.program.units._activations import (
-            ComputedActivations,
-            StoredActivations,
-        )
+        from sklearn_convexbn.program.units._activations import activations_of
 
-        n, m = self.n_samples, Q.shape[1] * self.n_cells
-        if Q.element_size() * n * m > max(stored_bytes, self.Z.nbytes):
-            return ComputedActivations(self._features, Q, n, self.shards, self.n_cells)
-        A = Q.new_empty(n, m)
-        for samples, features in self._features(Q):
-            A[samples] = features
-        return StoredActivations(A, self.shards, self.n_cells)
+        layer, most = (self.n_samples, self.shards, self.n_cells), max(stored_bytes, self.Z.nbytes)
+        return activations_of(self._features, Q, *layer, stored_bytes=most)
 
     def _features(self, Q: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield samples and the activations (rows, m G) of units Q, the cells of one together."""
@@ -293,7 +280,7 @@ class WhitenedUnits(Units):
             return self.sample(self.all_rows())
         if is_tensor(self.Z):
             return self
-        return WhitenedUnits(self.Z[:], pooling=self.pooling)
+        return WhitenedUnits(self.Z[:], ALL_HERE, self.pooling)
 
     def all_rows(self) -> Tensor:
         """Return the numbers of all rows, here and elsewhere."""
@@ -302,7 +289,7 @@ class WhitenedUnits(Units):
         return torch.arange(self.n_rows, device=self.Z.device)
 
     def sample(self, index: Tensor) -> WhitenedUnits:
-        return WhitenedUnits(self.shards.entries(self.Z, index))
+        return WhitenedUnits(self.shards.entries(self.Z, index), ALL_HERE)
 
     def of_rows(self, Lambda: Tensor, index: Tensor) -> Tensor:
         if self.pooling.is_identity:
