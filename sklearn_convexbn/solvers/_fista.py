@@ -53,8 +53,9 @@ class FISTA(Solver):
     name = "fista"
     pools = True
 
-    #: Programs whose dual takes more operations a Newton step are not solved in it.
-    max_dual_cost = 3e8
+    #: Programs whose dual takes more operations a Newton step are not solved in it; None for what
+    #: pays.
+    max_dual_cost: ClassVar[float | None] = None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "dtype": [StrOptions({"float64", "float32"})],

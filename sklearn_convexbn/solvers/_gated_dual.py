@@ -24,6 +24,9 @@ from torch import Tensor
 from sklearn_convexbn.solvers._gated_program import GatedProgram, Point
 from sklearn_convexbn.support._linear_algebra import safe_cholesky
 
+#: Operations of one Newton step above which the program is too large.
+MAX_STEP_COST = 3e8
+
 #: Factor between barrier parameters, Newton steps for each, and the decrement that ends them.
 SHRINK, MAX_STEPS, DECREMENT = 0.1, 50, 1e-2
 
@@ -34,7 +37,7 @@ MAX_STAGES = 30
 CUTS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 0.0)
 
 
-def affordable(program: GatedProgram, n_gates: int, max_cost: float) -> bool:
+def affordable(program: GatedProgram, n_gates: int, max_cost: float | None = None) -> bool:
     """Return whether a Newton step of the dual costs so little; it is solved in float64 alone.
 
     And for losses that know their conjugate with its derivatives, :meth:`Loss.dual_rows`.
@@ -42,7 +45,7 @@ def affordable(program: GatedProgram, n_gates: int, max_cost: float) -> bool:
     (n, C), entries = program.Y.shape, program.Z.shape[1] * program.pooling.n_cells
     unknowns, entries = n * C, entries * C
     cost = float(unknowns) * n_gates * entries * (unknowns + entries)
-    if program.Z.dtype != torch.float64 or cost > max_cost:
+    if program.Z.dtype != torch.float64 or cost > (MAX_STEP_COST if max_cost is None else max_cost):
         return False
     return program.loss.dual_rows(program.Y, program.p) is not None
 
