@@ -60,7 +60,8 @@ class PathNets(Tuned):
             for key in ("error", "refit_cpu")
         }
         shares = wide["error"].div(wide["error"].min(axis=1), axis=0).dropna()
-        times = wide["refit_cpu"].div(wide["refit_cpu"]["mlp"], axis=0)
+        times = wide["refit_cpu"].reindex(columns=list(CANDIDATES))
+        times = times.div(times["mlp"], axis=0)
         yield "Path networks beside other models"
         yield (
             f"At most {self.options.max_train} training rows, one split. Each model has three "

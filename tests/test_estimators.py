@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_linnerud
+from sklearn.datasets import load_diabetes, load_iris, load_linnerud
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -34,11 +34,6 @@ from sklearn_convexbn.solvers import FISTA, ClosedForm, Iterate, Pursuit, Solver
 def diabetes():
     X, y = load_diabetes(return_X_y=True)
     return X[:120], y[:120]
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_iris(return_X_y=True)
 
 
 def regressor(**kw):
@@ -162,8 +157,8 @@ def test_classifier_objective_and_probabilities(iris):
     assert m.objective_ == pytest.approx(loss + 0.5 * 0.03 * decay, rel=1e-9)
 
 
-def test_two_classes_have_one_output_whose_sign_decides():
-    X, y = load_breast_cancer(return_X_y=True)
+def test_two_classes_have_one_output_whose_sign_decides(breast_cancer):
+    X, y = breast_cancer
     labels = np.array(["malignant", "benign"])[y]
     m = classifier().fit(X, labels)
     scores = m.decision_function(X)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.base import clone
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
 
@@ -283,8 +283,8 @@ def test_bad_settings_are_refused(diabetes, settings, message):
     assert not hasattr(model, "coefs_")
 
 
-def test_folds_without_a_class_are_refused_before_work():
-    X, y = load_iris(return_X_y=True)
+def test_folds_without_a_class_are_refused_before_work(iris):
+    X, y = iris
     model = ConvexBNClassifierCV([0.1], cv=KFold(3))
     with pytest.raises(ValueError, match=r"fold 0 of cv lack classes \(0\)"):
         model.fit(X, y)

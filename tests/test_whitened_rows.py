@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from sklearn.datasets import load_diabetes, load_digits, make_classification
+from sklearn.datasets import make_classification
 
 torch = pytest.importorskip("torch")
 
@@ -71,8 +71,8 @@ def outputs(model, X):
 
 
 @pytest.mark.parametrize("as_sparse", [False, True])
-def test_dense_fit_is_that_with_stored_rows(no_memory, as_sparse, monkeypatch):
-    X, y = load_diabetes(return_X_y=True)
+def test_dense_fit_is_that_with_stored_rows(no_memory, as_sparse, monkeypatch, diabetes):
+    X, y = diabetes
     X = sparse.csr_array(X) if as_sparse else X
     model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)
     (Z,) = no_memory
@@ -97,8 +97,8 @@ def test_large_fit_is_that_with_stored_rows(no_memory, monkeypatch):
 
 
 @pytest.mark.parametrize("contrast", [False, True])
-def test_convolutional_fit_is_that_with_stored_patches(no_memory, contrast, monkeypatch):
-    X, y = load_digits(return_X_y=True)
+def test_convolutional_fit_is_that_with_stored_patches(no_memory, contrast, monkeypatch, digits):
+    X, y = digits
     X, y = X[:150], y[:150]
     patches = Patches((8, 8), size=3, stride=2, normalize=contrast)
     settings = {"patches": patches, "alpha": 0.05, "tol": 0.05, "random_state": 0}
@@ -124,8 +124,8 @@ def test_few_columns_have_an_exact_certificate(no_memory):
     assert model.certificate_.kind == "exact"
 
 
-def test_other_solvers_say_what_memory_they_need(no_memory, monkeypatch):
-    X, y = load_diabetes(return_X_y=True)
+def test_other_solvers_say_what_memory_they_need(no_memory, monkeypatch, diabetes):
+    X, y = diabetes
     monkeypatch.setattr(_memory, "physical_memory", lambda: 1000)
     with pytest.raises(ValueError, match="n_components"):
         ConvexBNRegressor(activation="gated_relu", n_gates=5).fit(X, y)
