@@ -218,8 +218,7 @@ def test_class_weights_are_sample_weights(iris):
     balanced = classifier(class_weight="balanced").fit(X, y)
     per_class = len(y) / (3 * np.bincount(y))
     by_row = classifier().fit(X, y, sample_weight=per_class[y])
-    np.testing.assert_allclose(balanced.predict_proba(X), by_row.predict_proba(X), atol=1e-2)
-    assert balanced.objective_ == pytest.approx(by_row.objective_, rel=1e-2)
+    np.testing.assert_allclose(balanced.predict_proba(X), by_row.predict_proba(X), atol=1e-9)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gated_relu"])
@@ -237,6 +236,7 @@ def test_shift_of_the_target_shifts_predictions(diabetes):
     X, y = diabetes
     a, b = regressor(tol=1e-4).fit(X, y), regressor(tol=1e-4).fit(X, y + 1000.0)
     assert a.objective_ == pytest.approx(b.objective_, rel=2e-4)
+    # Outputs of two networks within 1e-4 of the optimum differ like the root of that.
     np.testing.assert_allclose(b.predict(X) - 1000, a.predict(X), atol=0.05 * y.std())
 
 
@@ -245,6 +245,7 @@ def test_invertible_linear_map_of_the_features_leaves_the_optimum_alone(diabetes
     A = np.random.default_rng(0).standard_normal((10, 10))
     a, b = (regressor(tol=1e-4, shrinkage=0.0).fit(rows, y) for rows in (X, X @ A + 5))
     assert a.objective_ == pytest.approx(b.objective_, rel=2e-4)
+    # Outputs of two networks within 1e-4 of the optimum differ like the root of that.
     np.testing.assert_allclose(a.predict(X), b.predict(X @ A + 5), atol=0.05 * y.std())
 
 
