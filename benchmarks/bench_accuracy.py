@@ -2,31 +2,24 @@
 
 Fully repeated rows (inputs and target) are dropped before a set is split by a seed, so that no test
 row is also a training row. Every model follows a StandardScaler; peers for regression get a
-standardised target, as this package's regressor makes it by itself::
-
-    python benchmarks/bench_accuracy.py [--models mlp svm] [--sets airfoil]
-    python benchmarks/bench_accuracy.py --defaults [--rows 250 1000 4000] [--splits 2]
-    python benchmarks/bench_accuracy.py --defaults alpha=0.1,0.01 shrinkage=0,auto --name try
-    python benchmarks/bench_accuracy.py --defaults "alpha=0.1/sqrt(n),auto" tol=0.1,0.01 --name try
+standardised target, as this package's regressor makes it by itself.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import ast
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 from _suite import data
 from _suite.benchmark import Benchmark
 from _suite.package import own_model, warm_up
 from _suite.runner import timed
 from _suite.store import Cell, plain
-from _suite.tables import geometric_mean, markdown, pivot
+from _suite.tables import geometric_mean, markdown
+
+import numpy as np
+import pandas as pd
 from sklearn import ensemble, neural_network, svm
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
@@ -46,7 +39,7 @@ RANKED = ("svm", "forest", "hgb", "mlp")
 PEERS = (*RANKED, "mlp_one_layer")
 MODELS = (*PEERS, *OURS)  # in the order they are run
 N_FOLDS = 3
-MANY_ROWS = 1000  # test rows from which on a pair of errors says something by itself
+Grid = dict[str, list[Any]]
 WORST = 1.5  # errors of default fits are not to be above this times the best constant's
 
 
@@ -149,14 +142,14 @@ def make_model(name: str, classes: bool, **parameters: Any) -> Any:
     return make_pipeline(StandardScaler(), model)
 
 
-def make_grid(name: str, n_features: int) -> dict[str, list[Any]]:
+def make_grid(name: str, n_features: int) -> Grid:
     """Return the 12 candidates of a model."""
     alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -1 - 8 / 3, 5)]
     gammas = [float(f"{g / n_features:.3g}") for g in (0.1, 0.3, 1, 3)]
     shrinkages, leaves = [0.0, 0.1, 0.9], {"max_leaf_nodes": [7, 31], "min_samples_leaf": [5, 20]}
     rates, sizes = [0.001, 0.01], [(100,), (100, 100)]
     one_layer = [0.001, 0.01, 0.1, 0.3, 1.0, 10.0]
-    grids: dict[str, dict[str, list[Any]]] = {
+    grids: dict[str, Grid] = {
         "ours": {"alpha": alphas[:4], "shrinkage": shrinkages},
         "ours_lower_alpha": {"alpha": alphas[1:], "shrinkage": shrinkages, "tol": [0.1]},
         "ours_components": {"alpha": alphas[:4], "n_components": [None, 0.99, 0.9]},
@@ -169,15 +162,13 @@ def make_grid(name: str, n_features: int) -> dict[str, list[Any]]:
     return grids[name] | ({"learning_rate_init": rates} if name.startswith("mlp") else {})
 
 
-def tune(data: Split, name: str, seed: int) -> Cell:
+def tune(data: Split, pipeline: Any, grid: Grid, folds: Any) -> Cell:
     """Search, refit the best candidate on all training rows and score it on the test rows."""
-    folds = (StratifiedKFold if data.classes else KFold)(N_FOLDS, shuffle=True, random_state=seed)
-    pipeline = make_model(name, data.classes)
     prefix = f"{pipeline.steps[-1][0]}__"
-    prefix += "" if data.classes or name in OURS else "regressor__"
-    grid = {prefix + key: values for key, values in make_grid(name, data.X.shape[1]).items()}
+    prefix += "regressor__" if isinstance(pipeline[-1], TransformedTargetRegressor) else ""
     scoring = "accuracy" if data.classes else "neg_root_mean_squared_error"
     settings = {"cv": folds, "scoring": scoring, "refit": False, "error_score": "raise"}
+    grid = {prefix + key: values for key, values in grid.items()}
     search = GridSearchCV(pipeline, grid, **settings)
     searched = timed(search.fit, data.X, data.y)
     best = clone(pipeline).set_params(**search.best_params_)
@@ -188,28 +179,28 @@ def tune(data: Split, name: str, seed: int) -> Cell:
         "cv_error": float(1 - score if data.classes else -score / data.y.std()),
         "best_params": {key.split("__")[-1]: v for key, v in search.best_params_.items()},
         "search_cpu": searched.cpu + refitted.cpu,
-        "search_wall": searched.wall + refitted.wall,
         "refit_cpu": refitted.cpu,
         "predict_cpu": predicted.cpu,
         "n_neurons": getattr(best[-1], "n_neurons_", None),
+        "gap": getattr(best[-1], "dual_gap_", None),
         "convergence_warnings": searched.warned,
         "refit_convergence_warnings": refitted.warned,
     }
 
 
-def errors_table(cells: list[Cell], models: Sequence[str]) -> str:
-    """Return the test errors of one task, the best of a set in bold."""
-    best = pd.DataFrame(cells).groupby("set")["error"].min()
-
-    def shown(cell: Cell) -> str:
-        mark = "**" if cell["error"] == best[cell["set"]] else ""
-        return f"{mark}{cell['error']:.4f}{mark}"
-
-    sizes = {"n_train": "n train", "d": "d", "n_test": "n test", "n_classes": "classes"}
-    table = pivot(cells, ("set", *sizes), "model", shown, models).rename(columns=sizes)
-    neurons = {cell["set"]: cell["n_neurons"] for cell in cells if cell["model"] == OURS[0]}
-    table["neurons of ours"] = [neurons.get(name, "") for name in table["set"]]
-    return markdown(table, "", "missing")
+def errors_table(frame: pd.DataFrame, models: Sequence[str]) -> str:
+    """Return test errors, the best of a set in bold."""
+    rows = []
+    for name, group in frame.groupby("set", sort=False):
+        first, errors = group.iloc[0], group.set_index("model")["error"]
+        row = {"set": name, "n train": first["n_train"], "d": first["d"], "n test": first["n_test"]}
+        row["classes"] = first["n_classes"]
+        for model in models:
+            mark = "**" if errors.get(model) == errors.min() else ""
+            row[model] = f"{mark}{errors[model]:.4f}{mark}" if model in errors else "missing"
+        neurons = group.set_index("model")["n_neurons"].get(OURS[0])
+        rows.append(row | {"neurons of ours": neurons})
+    return markdown(rows, ".0f")
 
 
 def ranks_table(frame: pd.DataFrame, models: Sequence[str], key: str) -> str:
@@ -217,57 +208,36 @@ def ranks_table(frame: pd.DataFrame, models: Sequence[str], key: str) -> str:
 
     By test errors, or by those of the chosen candidates in the search, ``cv_error``.
     """
-    wide = frame.pivot(index="set", columns="model", values=key)
-    ranks = wide.reindex(columns=models).dropna().rank(axis=1)
-    tasks = frame.drop_duplicates("set").set_index("set")["task"].reindex(ranks.index)
-    groups = {group: ranks[(tasks == group) | (group == "all")] for group in (*MEASURES, "all")}
-    there = {name: group for name, group in groups.items() if len(group)}
+    wide = frame.pivot(index=["task", "set"], columns="model", values=key)
+    ranks = wide.reindex(columns=models).dropna().rank(axis=1).droplevel("set")
+    tasks = [task for task in MEASURES if task in ranks.index]
+    rows = [(name, ranks.loc[[name]]) for name in tasks] + [("all", ranks)]
     return markdown(
         {"mean rank": name, "sets": str(len(group)), **group.mean().map("{:.2f}".format)}
-        for name, group in there.items()
+        for name, group in rows
     )
 
 
-def outcomes(mine: pd.Series, other: pd.Series) -> tuple[str, str]:
-    """Return wins, ties and losses, and the share of wins with ties as halves."""
+def outcomes(mine: pd.Series, other: pd.Series) -> str:
+    """Return wins, ties and losses."""
     signs = np.sign(mine - other)
-    wins, ties, losses = (int((signs == sign).sum()) for sign in (-1, 0, 1))
-    return f"{wins} / {ties} / {losses}", f"{(wins + ties / 2) / max(len(signs), 1):.0%}"
+    return " / ".join(str(int((signs == sign).sum())) for sign in (-1, 0, 1))
 
 
 def duels_table(frame: pd.DataFrame, own: str, peers: Sequence[str]) -> str:
-    """Return wins of one of ours against every peer, ties counting half, and ratios of times."""
-    of_model = {name: group.set_index("set") for name, group in frame.groupby("model")}
-    rows, many = [], f"over {MANY_ROWS} test rows"
-    for peer, group in ((peer, group) for peer in peers for group in (*MEASURES, "all", many)):
+    """Return wins of one of ours against every peer, and ratios of times."""
+    of_model, rows = {name: group.set_index("set") for name, group in frame.groupby("model")}, []
+    for peer, group in ((peer, group) for peer in peers for group in (*MEASURES, "all")):
         pairs = of_model[own].join(of_model[peer], rsuffix=" peer", how="inner")
-        large = (group == many) & (pairs["n_test"] > MANY_ROWS)
-        pairs = pairs[(pairs["task"] == group) | (group == "all") | large]
+        pairs = pairs[(pairs["task"] == group) | (group == "all")]
         if len(pairs):
             row = {f"{own} against": f"{peer}, {group}"}
-            names = ["wins / ties / losses", "share (ties half)"]
-            row |= zip(names, outcomes(pairs["error"], pairs["error peer"]), strict=True)
-            names = ["the same by CV error", "share by CV error"]
-            row |= zip(names, outcomes(pairs["cv_error"], pairs["cv_error peer"]), strict=True)
+            row["wins / ties / losses"] = outcomes(pairs["error"], pairs["error peer"])
+            row["by CV error"] = outcomes(pairs["cv_error"], pairs["cv_error peer"])
             for what in ("search", "refit", "predict"):
                 ratios = pairs[f"{what}_cpu"] / pairs[f"{what}_cpu peer"]
                 row[f"{what} time"] = f"{ratios.median():.2g}"
             rows.append(row)
-    return markdown(rows)
-
-
-def effort_table(frame: pd.DataFrame, models: Sequence[str]) -> str:
-    """Return CPU seconds and convergence warnings of every model."""
-    rows = []
-    for model in models:
-        own = frame[frame["model"] == model]
-        n_fits = N_FOLDS * sum(len(ParameterGrid(grid)) for grid in own["grid"])
-        warned = own[["convergence_warnings", "refit_convergence_warnings"]].sum().astype(int)
-        row = {"model": model, "all searches, CPU s": f"{own['search_cpu'].sum():.0f}"}
-        row["median search"] = f"{own['search_cpu'].median():.2g}"
-        row["median refit"] = f"{own['refit_cpu'].median():.2g}"
-        row["ConvergenceWarnings in searches"] = f"{warned.iloc[0]} of {n_fits}"
-        rows.append(row | {"in refits": f"{warned.iloc[1]} of {len(own)}"})
     return markdown(rows)
 
 
@@ -277,12 +247,15 @@ class Tuned(Benchmark):
     name = "bench_accuracy"
     keys = ("set", "model")
     settings = ("max_train", "max_test", "seed")
+    models: Sequence[str] = MODELS
+    sets: Sequence[str] = ()
+    max_train = 2000
     prepare = staticmethod(warm_up)
 
     def add_options(self, add: Any) -> None:
-        add("--models", nargs="+", choices=MODELS, default=MODELS)
-        add("--sets", nargs="+", default=[], help="these sets only")
-        add("--max-train", type=int, default=2000)
+        add("--models", nargs="+", choices=self.models, default=self.models)
+        add("--sets", nargs="+", default=self.sets, help="these sets only")
+        add("--max-train", type=int, default=self.max_train)
         add("--max-test", type=int, default=5000)
         add("--seed", type=int, default=0, help="of splits and folds")
 
@@ -297,31 +270,37 @@ class Tuned(Benchmark):
             for model in self.options.models:
                 grid = plain(make_grid(model, sizes["d"]))
                 cells.append({"set": name, "model": model, "grid": grid, **sizes})
-        return sorted(cells, key=self.order)
+        return sorted(cells, key=self.cost)
 
-    def order(self, cell: Cell) -> Any:
+    def cost(self, cell: Cell) -> Any:
+        """Return what cells are sorted by."""
         cost = cell["n_train"] * max(1, cell["n_classes"] - 1)
         return cost, cell["task"] == "classification", cell["set"], MODELS.index(cell["model"])
 
     def measure(self, cell: Cell) -> Cell:
-        return tune(self.split(cell["set"]), cell["model"], self.options.seed)
+        data, seed = self.split(cell["set"]), self.options.seed
+        kind = StratifiedKFold if data.classes else KFold
+        folds = kind(N_FOLDS, shuffle=True, random_state=seed)
+        return tune(data, make_model(cell["model"], data.classes), cell["grid"], folds)
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
         frame, o = pd.DataFrame(cells), self.options
-        models = [m for m in (*OURS, *PEERS) if any(cell["model"] == m for cell in cells)]
+        models = [m for m in (*OURS, *PEERS) if (frame["model"] == m).any()]
         own, ranked = ([m for m in models if m in group] for group in (OURS, RANKED))
         yield "Test errors under equal tuning effort"
         yield f"At most {o.max_train} training and {o.max_test} test rows a set, seed {o.seed}."
         for task, measure in MEASURES.items():
-            if of_task := [cell for cell in cells if cell["task"] == task]:
-                yield f"## {task.capitalize()}: {measure}\n\n{errors_table(of_task, models)}"
+            table = errors_table(frame[frame["task"] == task], models)
+            yield f"## {task.capitalize()}: {measure}\n\n{table}"
         yield "## Ranks over the sets that have all these models"
         yield from (ranks_table(frame, [m, *ranked], "error") for m in own)
         yield "By the errors of the chosen candidates in the search, means of its three folds:"
         yield from (ranks_table(frame, [m, *ranked], "cv_error") for m in own)
         yield "## Pairs\n\nTimes are median ratios ours / peer of CPU seconds."
         yield from (duels_table(frame, m, [peer for peer in models if peer != m]) for m in own)
-        yield f"## Effort\n\n{effort_table(frame, models)}"
+        warned = frame.groupby("model")["refit_convergence_warnings"].agg(["sum", "count"])
+        texts = [f"{m}: {int(warned['sum'][m])} of {warned['count'][m]}" for m in models]
+        yield f"Refits that did not converge: {', '.join(texts)}."
 
 
 def combinations(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -426,15 +405,14 @@ class Defaults(Benchmark):
             if "mlp" in error:
                 pairs = error[[model, "mlp"]].dropna()
                 row["time / mlp"] = geometric_mean((cpu[model] / cpu["mlp"]).dropna())
-                row["wins / ties / losses"], row["share"] = outcomes(pairs[model], pairs["mlp"])
+                row["wins / ties / losses"] = outcomes(pairs[model], pairs["mlp"])
                 row["over 5 % behind"] = int((pairs[model] > 1.05 * pairs["mlp"]).sum())
             for task in MEASURES if len(models) > 1 else ():
                 of_task = complete.index[tasks.reindex(complete.index) == task]
                 row[f"{task}: error / best"] = geometric_mean(shares.loc[of_task, model])
                 row[f"{task}: mean rank"] = float(ranks.loc[of_task, model].mean())
             row[f"above {WORST} constant"] = int((error[model] > WORST * constant[model]).sum())
-            own = fits[fits["model"] == model]
-            rows.append(row | {"CPU s": own["cpu"].sum(), "warnings": int(own["warned"].sum())})
+            rows.append(row)
         return markdown(rows)
 
 

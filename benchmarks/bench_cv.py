@@ -1,24 +1,19 @@
 """The cross-validated estimators against GridSearchCV over the same grid and the same folds.
 
 Both choose among alphas x n_components by the same scores, in one thread, in one run, refit on all
-rows included::
-
-    python benchmarks/bench_cv.py [--data diabetes breast_cancer] [--eps 1e-2]
+rows included.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from _suite.benchmark import Benchmark
 from _suite.package import own_model
 from _suite.runner import timed
 from _suite.store import Cell
-from _suite.tables import markdown
+
+import numpy as np
 from sklearn import datasets
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
@@ -38,6 +33,12 @@ class CrossValidation(Benchmark):
     name = "bench_cv"
     keys = ("eps", "data")
     settings = ("alphas", "components", "folds")
+    title = "Cross-validated estimators against GridSearchCV"
+    words = (
+        "Processor seconds. Differences are relative, of a fold's scores. In pairs the first\n"
+        "is GridSearchCV's, scored by its own table."
+    )
+    columns = dict.fromkeys(COLUMNS, ".4g")
 
     def add_options(self, add: Any) -> None:
         add("--data", nargs="+", choices=tuple(DATA), default=list(DATA))
@@ -90,14 +91,6 @@ class CrossValidation(Benchmark):
             "alpha of each": [float(best["alpha"]), model.alpha_],
             "n_components of each": [best["n_components"], components[model.best_index_[0]]],
         }
-
-    def report(self, cells: list[Cell]) -> Iterable[str]:
-        yield "Cross-validated estimators against GridSearchCV"
-        yield (
-            "Processor seconds. Differences are relative, of a fold's scores. In pairs the first\n"
-            "is GridSearchCV's, scored by its own table."
-        )
-        yield markdown([{key: cell[key] for key in COLUMNS} for cell in cells], ".4g")
 
 
 if __name__ == "__main__":

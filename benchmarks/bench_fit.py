@@ -1,15 +1,8 @@
 """Whole fits, predictions and memory of the estimators with their defaults, beside MLPs.
 
-What the tables hold is in the README; what their sizes are, in ``--help``::
-
-    python benchmarks/bench_fit.py fit [--data digits teacher] [--sizes 10000 100000]
-    python benchmarks/bench_fit.py predict
-    python benchmarks/bench_fit.py memory [--data teacher mnist] [--sizes 100000 1000000]
+What the tables hold is in the README.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 import tempfile
 import time
@@ -18,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from _suite.benchmark import Benchmark
+from _suite.benchmark import Benchmark, command
 from _suite.data import TEACHERS, data_folder, load, load_images, teacher, test_error
 from _suite.package import own_model, warm_up
 from _suite.runner import run_apart, timed
 from _suite.store import Cell
 from _suite.tables import geometric_mean, markdown
+
+import numpy as np
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -71,16 +65,13 @@ class FitTable(Benchmark):
 
     keys: tuple[str, ...] = ("data", "rows")
     settings: tuple[str, ...] = ("max_iter",)
-    title: str
-    words: str
     names: Sequence[str]
     sizes: Sequence[int]
     prepare = staticmethod(warm_up)
 
     def add_options(self, add: Any) -> None:
-        add("table", choices=tuple(TABLES))
         add("--data", nargs="+", choices=self.names, default=self.names)
-        add("--sizes", type=int, nargs="+", default=self.sizes, help="rows: see above")
+        add("--sizes", type=int, nargs="+", default=self.sizes, help="rows")
         add("--max-iter", type=int, help="most rounds of our fits")
 
     def parameters(self) -> dict[str, Any]:
@@ -88,14 +79,14 @@ class FitTable(Benchmark):
         return {} if self.options.max_iter is None else {"max_iter": self.options.max_iter}
 
     def plan(self) -> Iterator[Cell]:
-        for name in (name for name in self.options.data if name not in TEACHERS):
+        names = self.options.data
+        for name in (name for name in names if name not in TEACHERS):
             if name == "mnist" and not (data_folder() / "mnist").is_dir():
                 print("note: no mnist/ in the data folder: left out")
             else:
                 yield {"data": name, "rows": len(data(name)[0])}
         for n in self.options.sizes:
-            for name in (name for name in self.options.data if name in TEACHERS):
-                yield {"data": name, "rows": n}
+            yield from ({"data": name, "rows": n} for name in names if name in TEACHERS)
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
         rows = [{k: v for k, v in cell.items() if k != "run"} for cell in cells]
@@ -250,12 +241,7 @@ class Memory(FitTable):
         "Above that of the process before the fit, as a ratio to the whitened data in float32. "
         "Resident memory counts pages of the mapped file; anonymous memory is sampled."
     )
-    names, sizes = (*TEACHERS, "mnist"), (100_000, 1_000_000)
-
-    def plan(self) -> Iterator[Cell]:
-        if self.options.data == self.names:
-            self.options.data = (TEACHERS[0], "mnist")
-        yield from super().plan()
+    names, sizes = (*TEACHERS, "mnist"), (10_000, 100_000, 1_000_000)
 
     def prepare(self) -> None:
         if not Path("/proc/self/clear_refs").exists():
@@ -288,9 +274,5 @@ class Memory(FitTable):
         return row | facts
 
 
-TABLES: dict[str, type[FitTable]] = {"fit": Fit, "predict": Predict, "memory": Memory}
-
-
 if __name__ == "__main__":
-    table = next((word for word in sys.argv[1:] if word in TABLES), "fit")
-    sys.exit(TABLES[table]().main())
+    sys.exit(command(Fit, Predict, Memory))

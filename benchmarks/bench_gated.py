@@ -1,13 +1,8 @@
 """Time to a certified accuracy on the gated ReLU group lasso, against other solvers.
 
-The program is stated in ``_suite/objectives.py``, ladders of solvers and times in the README::
-
-    python benchmarks/bench_gated.py [--limit 60] [--gates 500] [--data airfoil]
+The program is stated in ``_suite/objectives.py``, ladders of solvers and times in the README.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -19,12 +14,7 @@ from _suite.solvers import GATED
 from _suite.store import Cell
 
 LOSSES: dict[str, Loss] = {"breast_cancer": "logistic"}
-
-
-@cache
-def load(name: str, n_gates: int) -> GatedObjective:
-    """Return an objective without a penalty."""
-    return GatedObjective.of(name, LOSSES.get(name, "squared"), n_gates)
+load = cache(GatedObjective.of)
 
 
 class Gated(LadderBenchmark):
@@ -38,19 +28,18 @@ class Gated(LadderBenchmark):
         return [*there, *(["diabetes"] if asked else []), "breast_cancer"]
 
     def objective(self, name: str, fraction: float) -> GatedObjective:
-        return load(name, self.options.gates).at(fraction)
+        return load(name, LOSSES.get(name, "squared"), self.options.gates).at(fraction)
 
     def small_objectives(self, n_gates: int) -> Iterable[GatedObjective]:
         losses: tuple[Loss, ...] = ("squared", "logistic")
         for loss in losses:
             for fraction in (0.1, 0.01):
-                yield GatedObjective.of("diabetes", loss, n_gates).at(fraction)
+                yield load("diabetes", loss, n_gates).at(fraction)
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
         yield "Gated ReLU group lasso: time to a certified relative gap"
         yield "A gap is (primal - dual) / primal of an answer, by the same code for all."
         yield from self.times(cells)
-        yield self.numbers(cells, "Seconds of set-up among these", "setup", ".3g")
         yield from self.reasons(cells)
 
 

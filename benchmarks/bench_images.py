@@ -9,21 +9,18 @@ rate of the best test accuracy favours Adam. The settings of the fits were chose
 MNIST by its test images, those of Fashion-MNIST by training images that were held out.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from _suite.benchmark import Benchmark
 from _suite.data import load_images
 from _suite.networks import Architecture, Moments, evaluate, training
 from _suite.package import image_classifier
 from _suite.runner import timed
 from _suite.store import Cell
-from _suite.tables import markdown
+
+import torch
 
 #: Parameters of the fits, then Adam's epochs.
 PROBLEMS: dict[str, tuple[dict[str, Any], int]] = {
@@ -73,6 +70,8 @@ class Images(Benchmark):
     name = "bench_images"
     keys = ("set", "model", "rate")
     settings = ("rows", "units", "epochs", "max_iter")
+    title, words = "Images", (__doc__ or "").strip()
+    columns = dict.fromkeys(COLUMNS, ".4g")
 
     def add_options(self, add: Any) -> None:
         add("--data", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
@@ -100,12 +99,6 @@ class Images(Benchmark):
         fits = [c for c in self.finished() if (c["set"], c["model"]) == (cell["set"], "ours")]
         units = self.options.units or fits[0]["units"]
         return adam(parameters, images, units, cell["rate"], self.options.epochs or epochs)
-
-    def report(self, cells: list[Cell]) -> Iterable[str]:
-        title, words = (__doc__ or "").strip().split("\n\n", 1)
-        yield "Images"
-        yield f"{title}\n\n{words}"
-        yield markdown([{key: cell[key] for key in COLUMNS} for cell in cells], ".4g")
 
 
 if __name__ == "__main__":

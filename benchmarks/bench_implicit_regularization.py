@@ -13,25 +13,15 @@ All minimise the mean cross-entropy plus alpha / 2 times the squared weights and
 normalization and the squared output weights. A rate, a k and a shrinkage are chosen by validation
 images that no fit saw; test images choose nothing. Along the way of a gradient method, and for
 every optimum, the energy of the hidden weights along the singular directions is kept.
-
-Besides its table the study draws two figures::
-
-    python benchmarks/bench_implicit_regularization.py [--data mnist] [--models dense]
-    python benchmarks/bench_implicit_regularization.py --data digits --epochs 10 --seeds 1 \
-        --results /tmp/study --figures /tmp/study
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from _suite.benchmark import RESULTS, Benchmark
 from _suite.data import load_images
 from _suite.networks import Architecture, Moments, evaluate, training
@@ -39,6 +29,9 @@ from _suite.package import image_classifier
 from _suite.runner import timed
 from _suite.store import Cell
 from _suite.tables import markdown
+
+import numpy as np
+import torch
 
 SETS = ("mnist", "fashion_mnist", "cifar10")
 #: Images to train with; hidden units, epochs and seeds of gradient methods; patch size, stride.
@@ -54,6 +47,8 @@ CONV_RATES = {"sgd": (1e-3, 0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 0.01, 0.1)}
 RATES = {"dense": DENSE_RATES, "conv": CONV_RATES}
 COMPONENTS = {"dense": (10, 20, 40, 80, 160, 320), "conv": (5, 10, 20, 40, 80)}
 SHRINKAGES = (0.1, 0.5, 1.0)
+VALIDATION = 2000  # images to choose by
+LOOKS = (0, 1, 3, 10, 30)  # epochs with a look at the network
 NAMES = {"sgd": "SGD", "adam": "Adam", "optimum": "optimum"}
 NAMES |= {"truncated": "optimum, k directions", "shrunk": "optimum, shrinkage"}
 N_RANKS = 40  # numbers of leading directions whose energy is kept
@@ -62,14 +57,15 @@ N_RANKS = 40  # numbers of leading directions whose energy is kept
 class Problem:
     """A set of images and a model: the arrays of all fits."""
 
-    def __init__(self, data: str, model: str, validation: int) -> None:
+    def __init__(self, data: str, model: str) -> None:
         settings = MODELS[model]
         X, y, X_test, y_test = load_images(data)
         n = min(settings["rows"], len(X) // 2)
         patch, stride = settings.get("patch", (None, 1))
         patch, stride = (3, 2) if patch is not None and X.shape[1] < 28 else (patch, stride)
         self.architecture = Architecture(X.shape[1:], patch, stride, settings.get("pooling", 1))
-        parts = {"train": (X[:n], y[:n]), "validation": (X[n:][:validation], y[n:][:validation])}
+        chosen = slice(n, n + VALIDATION)
+        parts = {"train": (X[:n], y[:n]), "validation": (X[chosen], y[chosen])}
         parts["test"] = (X_test, y_test)
         self.rows, tensor = parts["train"], self.architecture.tensor
         self.parts = {part: (tensor(X), torch.as_tensor(y)) for part, (X, y) in parts.items()}
@@ -91,12 +87,17 @@ class Problem:
 load = cache(Problem)
 
 
+def groups(cells: list[Cell], *keys: str) -> dict[tuple[Any, ...], list[Cell]]:
+    """Return the fits of each combination of values of some keys."""
+    found: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(tuple(cell[key] for key in keys), []).append(cell)
+    return found
+
+
 def settings_of(cells: list[Cell], method: str) -> list[list[Cell]]:
     """Return the fits of a method, those of one value (its seeds) together."""
-    found: dict[Any, list[Cell]] = {}
-    for cell in (cell for cell in cells if cell["method"] == method):
-        found.setdefault(cell["value"], []).append(cell)
-    return list(found.values())
+    return list(groups([c for c in cells if c["method"] == method], "value").values())
 
 
 def chosen(cells: list[Cell], method: str) -> list[Cell]:
@@ -110,18 +111,10 @@ def mean(cells: list[Cell], key: str) -> float:
     return float(np.mean([cell[key] for cell in cells]))
 
 
-def groups(cells: list[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Return the fits of each (model, data)."""
-    found: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        found.setdefault((cell["model"], cell["data"]), []).append(cell)
-    return found
-
-
 def table(cells: list[Cell], pick: Any) -> str:
     """Return a table with a row for each list of seeds that `pick` gives for a method."""
     rows = []
-    for (model, data), group in groups(cells).items():
+    for (model, data), group in groups(cells, "model", "data").items():
         for method, words in NAMES.items():
             for seeds in filter(None, pick(group, method)):
                 gap, value = seeds[0].get("gap"), seeds[0]["value"]
@@ -142,7 +135,7 @@ class Study(Benchmark):
 
     name = "bench_implicit_regularization"
     keys = ("data", "model", "method", "value", "seed")
-    settings = ("alpha", "tol", "max_iter", "epochs", "validation", "looks")
+    settings = ("alpha", "tol", "max_iter", "epochs")
 
     def add_options(self, add: Any) -> None:
         add("--data", nargs="+", choices=(*SETS, "digits"), default=SETS)
@@ -153,38 +146,29 @@ class Study(Benchmark):
         add("--max-iter", type=int, default=15)
         add("--epochs", type=int, help="in place of those of MODELS")
         add("--seeds", type=int, help="in place of those of MODELS")
-        add("--looks", type=int, nargs="+", default=[0, 1, 3, 10, 30], help="epochs with a look")
-        add("--validation", type=int, default=2000, help="images to choose by")
         figures = RESULTS.parents[1] / "docs" / "images"
         add("--figures", type=Path, default=figures, help="folder of the figures")
 
     def plan(self) -> Iterator[Cell]:
         for data in self.options.data:
             for model in self.options.models:
+                kept = [k for k in COMPONENTS[model] if k < self.directions(data, model)]
                 values: dict[str, Iterable[Any]] = {**RATES[model], "optimum": [None]}
-                values |= {"truncated": [], "shrunk": SHRINKAGES}
-                values["truncated"] = [
-                    k for k in COMPONENTS[model] if k < self.directions(data, model)
-                ]
+                values |= {"truncated": kept, "shrunk": SHRINKAGES}
                 for method in (m for m in values if m in self.options.methods):
                     seeds = self.options.seeds or MODELS[model]["seeds"]
-                    for value in values[method]:
-                        for seed in range(seeds if method in RATES[model] else 1):
-                            cell = (data, model, method, value, seed)
-                            yield dict(zip(self.keys, cell, strict=True))
+                    seeds = range(seeds if method in RATES[model] else 1)
+                    for cell in product([data], [model], [method], values[method], seeds):
+                        yield dict(zip(self.keys, cell, strict=True))
 
     def directions(self, data: str, model: str) -> int:
         """Return how many directions a set has."""
         cells = [c for c in self.store.cells if (c["data"], c["model"]) == (data, model)]
         sizes = next((cell["sizes"] for cell in cells if "sizes" in cell), None)
-        return (sizes or load(data, model, self.options.validation).sizes)["directions"]
-
-    def order(self, cell: Cell) -> Any:
-        place = list(MODELS).index(cell["model"]), list(NAMES).index(cell["method"])
-        return (*SETS, "digits").index(cell["data"]), *place, cell["value"] or 0, cell["seed"]
+        return (sizes or load(data, model).sizes)["directions"]
 
     def measure(self, cell: Cell) -> Cell:
-        problem = load(cell["data"], cell["model"], self.options.validation)
+        problem = load(cell["data"], cell["model"])
         fit = self.by_gradients if cell["method"] in RATES[cell["model"]] else self.by_convex_form
         return {"sizes": problem.sizes, **fit(problem, cell)}
 
@@ -197,7 +181,7 @@ class Study(Benchmark):
         epochs, course = self.options.epochs or MODELS[cell["model"]]["epochs"], []
         settings = {"rate": cell["value"], "epochs": epochs, "alpha": alpha}
         for epoch, seconds in training(network, images, y, optimizer=cell["method"], **settings):
-            if epoch in self.options.looks or epoch == epochs:
+            if epoch in LOOKS or epoch == epochs:
                 course.append({"epoch": epoch, "s": seconds, **problem.look(network, alpha)})
         return {**course[-1], "units": units, "course": course}
 
@@ -218,14 +202,14 @@ class Study(Benchmark):
     def report(self, cells: list[Cell]) -> Iterable[str]:
         options = self.options
         yield "Implicit regularization"
-        yield (__doc__ or "").split("\n\n", 1)[1].split("\n\nBesides its table")[0]
+        yield (__doc__ or "").split("\n\n", 1)[1].strip()
         yield (
             f"alpha {options.alpha:g}, batches of 100, momentum 0.9, tol {options.tol:g}, at most "
             f"{options.max_iter} rounds. A ± is half the range of the seeds. Seconds are of one "
             "processor."
         )
         lines = []
-        for (model, data), group in groups(cells).items():
+        for (model, data), group in groups(cells, "model", "data").items():
             sizes = group[0]["sizes"]
             epochs = next((cell["epoch"] for cell in group if "epoch" in cell), 0)
             lines.append(
@@ -251,7 +235,7 @@ def panels(cells: list[Cell], labels: tuple[str, str], draw: Any, path: Path) ->
     """Draw a figure with a row for each model and a column for each set."""
     import matplotlib.pyplot as plt
 
-    found = groups(cells)
+    found = groups(cells, "model", "data")
     models, sets = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     size = (max(3.6 * len(sets), 7), 3 * len(models))
     figure, axes = plt.subplots(len(models), len(sets), figsize=size, squeeze=False)

@@ -2,13 +2,10 @@
 
 `export_int8` beside `to_torch(fold=True)` exported in float32, both run by onnxruntime in one
 thread. Columns of the tabular sets are standardized; all but MNIST (4000 rows) train on 70 % of
-their rows. Accuracies are those of test rows, sizes those of the files, latencies medians of
-processor time.
+their rows. `test` is the accuracy on test rows in %, `bytes` the size of the file, `us_1` and
+`us_1000` are median microseconds of processor time for a batch of 1 and of 1000 rows.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 import tempfile
 import time
@@ -17,12 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from _suite.benchmark import Benchmark
 from _suite.data import data_folder, load, load_images, read
 from _suite.package import own_model
 from _suite.store import Cell
-from _suite.tables import markdown
+
+import numpy as np
 from sklearn.model_selection import train_test_split
 
 #: Parameters of the fits, of at most 4000 rows.
@@ -32,7 +29,6 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "breast_cancer": {"alpha": 1e-2, "shrinkage": 0.1},
     "spambase": {"alpha": 1e-2, "shrinkage": 0.1},
 }
-COLUMNS = ("set", "columns", "units", "outputs", "file", "test", "bytes", "us_1", "us_1000")
 REPEATS = 200
 
 
@@ -98,6 +94,9 @@ def judged(path: Path, model: Any, X: np.ndarray, y: np.ndarray) -> Cell:
 class Int8(Benchmark):
     name = "bench_int8"
     keys = ("set", "file")
+    title, words = "8-bit integers", (__doc__ or "").strip()
+    columns = dict.fromkeys(("set", "columns", "units", "outputs", "file"), "")
+    columns |= {"test": ".2f", "bytes": ",", "us_1": ".1f", "us_1000": ".0f"}
 
     def add_options(self, add: Any) -> None:
         add("--data", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
@@ -121,17 +120,6 @@ class Int8(Benchmark):
             else:
                 write_float32(model, X, path)
             return found | judged(path, model, X_test, y_test)
-
-    def report(self, cells: list[Cell]) -> Iterable[str]:
-        title, words = (__doc__ or "").strip().split("\n\n", 1)
-        yield "8-bit integers"
-        yield f"{title}\n\n{words}"
-        form = {"test": ".2f", "us_1": ".1f", "us_1000": ".0f"}
-        forms = {key: form.get(key, ",.0f") for key in COLUMNS}
-        yield markdown([{key: cell[key] for key in COLUMNS} for cell in cells], forms)
-        yield (
-            "test: accuracy in %; us_1 and us_1000: microseconds for a batch of 1 and of 1000 rows."
-        )
 
 
 if __name__ == "__main__":

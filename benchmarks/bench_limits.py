@@ -2,27 +2,20 @@
 
 One step of the search's ascent, one evaluation of the slide (objective and gradients) and the Gram
 matrix of a refit, in one thread, beside the same step with whole arrays. Operations are those of
-the matrix products alone; bytes are those of Z, what one pass over the rows has to read at least.
+the matrix products alone.
 """
 
-import _suite  # noqa: F401 - first: it sets the number of threads
-
-# isort: split
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from _suite.benchmark import Benchmark
 from _suite.package import inner_steps
 from _suite.runner import least_seconds
 from _suite.store import Cell
-from _suite.tables import markdown
 
-COLUMNS = (
-    "step", "rows", "columns", "units", "outputs", "precision", "ms", "Gflop/s", "share of product",
-    "plain share", "times faster", "GB/s of Z", "share of bandwidth"
-)  # fmt: skip
+import torch
+
 SIZES = ((31, 100, 1), (31, 100, 10), (101, 300, 10))
 STEPS = ("ascent", "slide", "Gram matrix")
 #: Number of operations, precision, the package's step, and the plain one.
@@ -77,6 +70,14 @@ def steps(n: int, k: int, m: int, C: int, dtype: torch.dtype = torch.float32) ->
 class Limits(Benchmark):
     name = "bench_limits"
     keys = ("step", "rows", "columns", "units", "outputs")
+    title = "Inner steps of the pursuit and the limits of the machine"
+    words = (
+        "One thread. `share of product`: of the rate of a 2048 x 2048 matrix product in the "
+        "same\nprecision; `plain share`: of the same step with whole arrays."
+    )
+    columns = dict.fromkeys(
+        (*keys, "precision", "ms", "Gflop/s", "share of product", "plain share", "times faster"), ""
+    )
 
     def add_options(self, add: Any) -> None:
         add("--rows", nargs="+", type=int, default=[1000, 10_000, 100_000])
@@ -89,9 +90,7 @@ class Limits(Benchmark):
 
     def prepare(self) -> None:
         torch.set_num_threads(1)
-        numbers = torch.ones(2**25)
         self.rates = {str(t)[6:]: product_rate(t) for t in (torch.float32, torch.float64)}
-        self.rates["bandwidth"] = 4 * len(numbers) / least_seconds(numbers.sum)
 
     def facts(self) -> dict[str, str]:
         rates = {name: f"{rate / 1e9:.1f}" for name, rate in self.rates.items()}
@@ -101,7 +100,6 @@ class Limits(Benchmark):
         size = [cell[key] for key in self.keys[1:]]
         operations, dtype, own, plain = steps(*size)[cell["step"]]
         ours, theirs, precision = least_seconds(own), least_seconds(plain), str(dtype)[6:]
-        read = 4 * cell["rows"] * cell["columns"] / ours
         return {
             "precision": precision,
             "ms": round(1e3 * ours, 2),
@@ -109,17 +107,7 @@ class Limits(Benchmark):
             "share of product": round(operations / ours / self.rates[precision], 2),
             "plain share": round(operations / theirs / self.rates[precision], 2),
             "times faster": round(theirs / ours, 1),
-            "GB/s of Z": round(read / 1e9, 2),
-            "share of bandwidth": round(read / self.rates["bandwidth"], 3),
         }
-
-    def report(self, cells: list[Cell]) -> Iterable[str]:
-        yield "Inner steps of the pursuit and the limits of the machine"
-        yield (
-            "One thread. `share of product`: of the rate of a 2048 x 2048 matrix product in the "
-            "same\nprecision; `plain share`: of the same step with whole arrays."
-        )
-        yield markdown([{key: cell[key] for key in COLUMNS} for cell in cells], "")
 
 
 if __name__ == "__main__":

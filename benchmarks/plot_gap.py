@@ -1,11 +1,6 @@
 """Relative gap against time, all solvers, from the kept results of two benchmarks.
 
-Every point is a run from scratch, at one tolerance or number of steps, in ``bench_gated.json`` and
-``bench_lists.json``, or, for solvers that are not in there, in files whose names continue theirs::
-
-    python benchmarks/plot_gap.py [FIGURE] [--data concrete] [--fraction 0.01]
-
-matplotlib is needed.
+Every point is a run from scratch, at one tolerance or number of steps.
 """
 
 import argparse
@@ -17,7 +12,6 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.transforms import Bbox
 
 HERE = Path(__file__).resolve().parent
 PANELS = {
@@ -48,64 +42,32 @@ def points_of(cells: list[dict[str, Any]], *key: Any) -> list[tuple[float, float
     return kept
 
 
-def draw(axes: Any, cells: list[dict[str, Any]], data: str, fraction: float) -> list[Any]:
-    """Draw one panel, each curve labelled at its end; return the labels."""
-    labels = []
-    for solver, (name, grey, line, marker) in STYLES.items():
-        if not (points := points_of(cells, data, fraction, solver)):
-            continue
-        own = solver == "ours"
-        sizes = {"markersize": 6 if own else 4.5, "linewidth": 2.4 if own else 1.2}
-        look = {"color": grey, "linestyle": line, "marker": marker, "zorder": 3 if own else 2}
-        axes.plot(*zip(*points, strict=True), **look, **sizes)
-        place = {"xytext": (4, -4), "textcoords": "offset points", "va": "top"}
-        font = {"fontsize": 8, "fontweight": "bold" if own else "normal", "color": grey}
-        labels.append(axes.annotate(name, points[-1], **place, **font))
-    axes.grid(which="major", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    return labels
-
-
-def spread(fig: plt.Figure, labels: list[Any]) -> None:
-    """Move labels down until none is on another or on a point, from the left to the right."""
-    fig.canvas.draw()
-    placed = [
-        Bbox.from_bounds(x - 3, y - 3, 6, 6)
-        for line in labels[0].axes.lines
-        for x, y in line.get_transform().transform(line.get_xydata())
-    ]
-    for label in sorted(labels, key=lambda label: label.xy):
-        while any(label.get_window_extent().overlaps(box) for box in placed):
-            x, y = label.get_position()
-            label.set_position((x, y - 1))
-        placed.append(label.get_window_extent())
-
-
 def main() -> None:
     """Draw the figure with one panel for each program."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = HERE.parent / "docs" / "images" / "gap_against_time.png"
     parser.add_argument("figure", type=Path, nargs="?", default=default)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--data", default="concrete")
     parser.add_argument("--fraction", type=float, default=0.01)
     o = parser.parse_args()
-    fig, panels = plt.subplots(1, len(PANELS), figsize=(9, 4), sharey=True, layout="constrained")
-    labels = []
+    fig, panels = plt.subplots(1, len(PANELS), figsize=(9, 4.4), sharey=True, layout="constrained")
+    curves = {}
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
-        paths = sorted(o.results.glob(f"{name}*.json"), key=lambda path: len(path.name))
-        contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        settings = contents[0]["settings"]
+        content = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        settings = content["settings"]
         axes.set(xscale="log", yscale="log", xlabel=f"{CLOCKS[settings['clock']]}, one thread")
         axes.set_title(title.format(**settings), fontsize=10)
-        cells = [cell for content in contents for cell in content["cells"]]
-        labels.append(draw(axes, cells, o.data, o.fraction))
-        axes.set_xlim(right=3.5 * axes.get_xlim()[1])  # room for the labels
+        axes.grid(which="major", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        for solver, (label, grey, line, marker) in STYLES.items():
+            if points := points_of(content["cells"], o.data, o.fraction, solver):
+                own = solver == "ours"
+                sizes = {"ms": 6 if own else 4.5, "lw": 2.4 if own else 1.2, "zorder": 2 + own}
+                look = {"color": grey, "linestyle": line, "marker": marker, **sizes}
+                (curves[label],) = axes.plot(*zip(*points, strict=True), **look)
     panels[0].set(ylabel="relative gap, certified", ylim=(0.7 * FLOOR, 0.5))
     fig.suptitle(rf"{o.data}, $\alpha$ = {o.fraction:g} $\alpha_{{\mathrm{{max}}}}$", fontsize=10)
-    for group in labels:
-        spread(fig, group)
-    o.figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.legend(curves.values(), curves, loc="outside lower center", ncols=7, frameon=False)
     fig.savefig(o.figure, dpi=150)
 
 

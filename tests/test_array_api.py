@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_diabetes, load_wine
+from sklearn.datasets import load_diabetes
 
 from sklearn_convexbn.data._rows import Rows
 from tests.helpers import make_problem, output_with_array_api, random_neurons, solve, whiten
@@ -70,8 +70,8 @@ def test_whitening_of_a_tensor_is_that_of_the_array(n_components):
 
 
 @pytest.mark.parametrize("loss", ["squared", "softmax"])
-def test_a_problem_in_tensors_is_the_same_problem(loss):
-    X, y = load_wine(return_X_y=True)
+def test_a_problem_in_tensors_is_the_same_problem(loss, wine):
+    X, y = wine
     Y = np.eye(3)[y] if loss == "softmax" else X[:, :1] / X[:, 0].std()
     problem = make_problem(X[:, 1:6], Y, loss, 0.02)
     tensors = {name: torch.as_tensor(getattr(problem, name)) for name in ("Z", "Y", "p")}

@@ -1,7 +1,7 @@
 """What the benchmarks stand on: cells that a stopped run goes on from, tables, and the judge."""
 
+import importlib
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +37,29 @@ def test_store_goes_on_and_tries_failed_cells_again(tmp_path):
     assert store().runs() == [{"command": "x"}, {"command": "y"}]
 
 
-def test_store_does_not_drop_cells_of_other_settings_unless_told(tmp_path):
+def test_store_does_not_take_cells_of_other_settings(tmp_path):
     from _suite.store import Store
 
     path = tmp_path / "table.json"
     Store(path, ("data",), {"limit": 3}).add({"data": "a"}, {})
     with pytest.raises(SystemExit, match=r"other settings: limit 3 \(now 4\)"):
         Store(path, ("data",), {"limit": 4})
-    Store(path, ("data",), {"limit": 4}, force=True)
-    assert len(Store(path, ("data",), None).cells) == 1  # dropped with the first cell only
-    Store(path, ("data",), {"limit": 4}, force=True).add({"data": "b"}, {})
-    assert [cell["data"] for cell in Store(path, ("data",), {"limit": 4}).cells] == ["b"]
+    assert len(Store(path, ("data",), None).cells) == 1
 
 
-def test_kept_table_is_what_its_command_makes_of_its_cells(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench_fit.py", "predict"])
-    from bench_fit import Predict
-
-    kept = BENCHMARKS / "results" / "bench_predict.json"
+@pytest.mark.parametrize(
+    ("module", "table"),
+    [
+        *(("bench_fit", "Fit"), ("bench_fit", "Predict"), ("bench_cv", "CrossValidation")),
+        *(("bench_limits", "Limits"), ("bench_int8", "Int8")),
+    ],
+)
+def test_kept_table_is_what_its_command_makes_of_its_cells(module, table, tmp_path, capsys):
+    benchmark = getattr(importlib.import_module(module), table)()
+    kept = BENCHMARKS / "results" / f"{benchmark.name}.json"
     shutil.copy(kept, tmp_path)
-    assert Predict().main(["predict", "--report", "--results", str(tmp_path)]) == 0
-    report = (tmp_path / "bench_predict.md").read_text()
+    assert benchmark.main(["--report", "--results", str(tmp_path)]) == 0
+    report = (tmp_path / kept.name).with_suffix(".md").read_text()
     assert report == kept.with_suffix(".md").read_text()
     assert report in capsys.readouterr().out
 

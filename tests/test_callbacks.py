@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -49,11 +48,6 @@ class Recorder:
         return False
 
 
-@pytest.fixture(scope="module")
-def diabetes():
-    return load_diabetes(return_X_y=True)
-
-
 def test_hooks_are_called_around_the_fit_and_each_round(diabetes):
     recorder = Recorder()
     weights = np.ones(len(diabetes[1]))
@@ -98,8 +92,8 @@ def test_invalid_parameters_call_no_hook(diabetes):
     assert recorder.events == []
 
 
-def test_scoring_monitor_inside_a_pipeline_and_a_grid_search():
-    X, y = load_breast_cancer(return_X_y=True)
+def test_scoring_monitor_inside_a_pipeline_and_a_grid_search(breast_cancer):
+    X, y = breast_cancer
     monitor = callback.ScoringMonitor(scoring="accuracy")
     watched = ConvexBNClassifier(random_state=0).set_callbacks(monitor)
     pipeline = make_pipeline(StandardScaler(), watched)

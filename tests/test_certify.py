@@ -154,8 +154,8 @@ def test_weight_decay_in_the_units_of_y():
 
 
 @pytest.mark.parametrize(("C", "n_classes"), [(1, 2), (2, 2), (3, 3)])
-def test_classifier_network_has_the_objective_of_its_train_mode(C, n_classes):
-    X, y = load_iris(return_X_y=True)
+def test_classifier_network_has_the_objective_of_its_train_mode(C, n_classes, iris):
+    X, y = iris
     X, y = X[y < n_classes], y[y < n_classes]
     network = bn_network(4, 6, C)
     if C == 1:
@@ -520,7 +520,7 @@ def test_wrong_networks(network, error, words):
         certify(network, *diabetes(), alpha=ALPHA)
 
 
-def test_wrong_fitted_estimators():
+def test_wrong_fitted_estimators(iris):
     X, y = diabetes()
     gated = ConvexBNRegressor(ALPHA, activation="gated_relu", n_gates=5, random_state=0).fit(X, y)
     with pytest.raises(ValueError, match="gated_relu"):
@@ -533,7 +533,7 @@ def test_wrong_fitted_estimators():
         certify(tanh, X, y, alpha=ALPHA)
     with pytest.raises(ValueError, match="log_loss"):
         certify(optimum(), X, y, alpha=ALPHA, loss="log_loss")
-    X, y = load_iris(return_X_y=True)
+    X, y = iris
     three = ConvexBNClassifier(0.3, random_state=0).fit(X, y)
     with pytest.raises(ValueError, match="was trained on"):
         certify(three, X, y + 1, alpha=0.3)

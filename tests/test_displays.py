@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpydoc.validate import validate
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.datasets import load_diabetes
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
@@ -402,7 +402,7 @@ def test_path_refuses_bad_arrays(change, match):
         RegularizationPathDisplay(**{**good, **change})
 
 
-def test_path_of_the_cross_validated_estimators(diabetes):
+def test_path_of_the_cross_validated_estimators(diabetes, breast_cancer):
     settings = {"alphas": 3, "eps": 0.1, "n_components": [2, None], "cv": 3, "random_state": 0}
     m = ConvexBNRegressorCV(**settings).fit(*diabetes)
     display = RegularizationPathDisplay.from_estimator(m)
@@ -410,7 +410,7 @@ def test_path_of_the_cross_validated_estimators(diabetes):
     assert x == pytest.approx(m.alpha_)
     assert y == pytest.approx(m.mse_path_[m.best_index_].mean())
     assert labels(display.axes_[1])[:2] == ["2 directions", "all directions"]
-    X, y = load_breast_cancer(return_X_y=True)
+    X, y = breast_cancer
     m = ConvexBNClassifierCV(**settings).fit(X[:100], y[:100])
     display = RegularizationPathDisplay.from_estimator(m)
     np.testing.assert_allclose(display.lines_[0][1].get_ydata(), m.scores_[1].mean(axis=1))
@@ -513,8 +513,8 @@ def test_last_step_of_a_pipeline_is_drawn(display, models):
 
 
 @pytest.mark.parametrize("display", [ConvergenceDisplay, SpectrumDisplay])
-def test_classifier_in_a_fitted_pipeline(display):
-    X, y = load_breast_cancer(return_X_y=True)
+def test_classifier_in_a_fitted_pipeline(display, breast_cancer):
+    X, y = breast_cancer
     network = ConvexBNClassifier(alpha=0.1, tol=0.1, n_components=5, random_state=0)
     pipeline = make_pipeline(StandardScaler(), network).fit(X, y)
     drawn = display.from_estimator(pipeline)

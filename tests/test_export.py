@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.neural_network import MLPClassifier
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, Patches, export_int8
@@ -39,8 +39,8 @@ def test_classes_are_those_of_the_estimator(load, tmp_path):
     assert abs((codes == y).mean() - model.score(X, y)) <= 0.005
 
 
-def test_values_of_a_regressor_are_near_and_units_of_columns_do_not_matter(tmp_path):
-    X, y = load_diabetes(return_X_y=True)
+def test_values_of_a_regressor_are_near_and_units_of_columns_do_not_matter(tmp_path, diabetes):
+    X, y = diabetes
     X = X * np.logspace(-5, 5, 10) + np.arange(10)
     model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)
     export_int8(model, X[:200], str(tmp_path / "model.onnx"))
@@ -48,8 +48,8 @@ def test_values_of_a_regressor_are_near_and_units_of_columns_do_not_matter(tmp_p
     assert np.sqrt(np.mean((F - model.predict(X[:200])) ** 2)) <= 0.05 * y.std()
 
 
-def test_both_layers_run_in_integers_and_take_a_quarter(tmp_path):
-    X, y = load_digits(return_X_y=True)
+def test_both_layers_run_in_integers_and_take_a_quarter(tmp_path, digits):
+    X, y = digits
     model = MLPClassifier((200,), max_iter=5, tol=100.0, n_iter_no_change=10, random_state=0)
     with pytest.warns(match="Maximum iterations"):
         model.fit(X, y)
@@ -101,8 +101,8 @@ def test_large_offsets_stay_integers(tmp_path):
     np.testing.assert_allclose(outputs(tmp_path / "a.onnx", X)[:, 0], model.predict(X), atol=0.02)
 
 
-def test_empty_network_is_its_intercept(tmp_path):
-    X, y = load_iris(return_X_y=True)
+def test_empty_network_is_its_intercept(tmp_path, iris):
+    X, y = iris
     model = ConvexBNClassifier(100.0, random_state=0).fit(X, y)
     export_int8(model, X, tmp_path / "a.onnx")
     np.testing.assert_allclose(outputs(tmp_path / "a.onnx", X), network(model, X), atol=1e-6)

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_diabetes, load_digits, load_wine
+from sklearn.datasets import load_digits
 from torch import nn
 
 from sklearn_convexbn import (
@@ -32,8 +32,8 @@ def body(d, width=6):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_outputs_are_those_of_the_decision_function(dtype, rtol):
-    X, y = load_wine(return_X_y=True)
+def test_outputs_are_those_of_the_decision_function(dtype, rtol, wine):
+    X, y = wine
     X, y = np.tile(X, (3, 1)), np.tile(y, 3)  # several batches
     X = (X - X.mean(axis=0)) / X.std(axis=0)
     network, head = replace_head(body(13).to(dtype), X, y, estimator=CLASSIFIER)
@@ -57,8 +57,8 @@ def test_outputs_are_those_of_the_decision_function(dtype, rtol):
     assert found.primal == pytest.approx(head.objective_, rel=1e-4)
 
 
-def test_the_module_given_keeps_modes_weights_and_statistics():
-    X, y = load_wine(return_X_y=True)
+def test_the_module_given_keeps_modes_weights_and_statistics(wine):
+    X, y = wine
     features = body(13)
     features[2].eval()
     modes = [module.training for module in features.modules()]
@@ -90,8 +90,8 @@ def test_images_and_integers():
 @pytest.mark.parametrize(
     "estimator", [REGRESSOR, ConvexBNRegressorCV(alphas=[0.3, 0.1], cv=2, random_state=0)], ids=str
 )
-def test_regressors_and_weights(estimator):
-    X, y = load_diabetes(return_X_y=True)
+def test_regressors_and_weights(estimator, diabetes):
+    X, y = diabetes
     weights = np.random.default_rng(0).integers(0, 3, len(y))
     args = (nn.Identity(), torch.as_tensor(X), torch.as_tensor(y))
     weights_of = torch.as_tensor(weights)
@@ -103,8 +103,8 @@ def test_regressors_and_weights(estimator):
     assert head.objective_ == pytest.approx(expected.objective_, rel=1e-6)
 
 
-def test_an_empty_head_is_a_constant():
-    X, y = load_diabetes(return_X_y=True)
+def test_an_empty_head_is_a_constant(diabetes):
+    X, y = diabetes
     network, head = replace_head(nn.Identity(), X, y, estimator=ConvexBNRegressor(alpha=10.0))
     assert head.n_neurons_ == 0
     np.testing.assert_allclose(network(torch.as_tensor(X)).detach().numpy(), y.mean())
@@ -127,14 +127,14 @@ class Pair(nn.Module):
         (Pair(), CLASSIFIER, TypeError, "must return a tensor. Got tuple"),
     ],
 )
-def test_refusals(features, estimator, error, message):
-    X, y = load_wine(return_X_y=True)
+def test_refusals(features, estimator, error, message, wine):
+    X, y = wine
     with pytest.raises(error, match=message):
         replace_head(features, X, y, estimator=estimator)
 
 
-def test_rows_that_are_missing_or_do_not_fit_are_refused():
-    X, y = load_wine(return_X_y=True)
+def test_rows_that_are_missing_or_do_not_fit_are_refused(wine):
+    X, y = wine
     with pytest.raises(ValueError, match="at least one row"):
         replace_head(nn.Identity(), X[:0], y[:0], estimator=CLASSIFIER)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.datasets import load_diabetes
 
 from sklearn_convexbn import (
     ConvexBNClassifier,
@@ -49,8 +49,8 @@ def test_network_is_empty_from_alpha_max_on_and_not_below(diabetes, n_components
         assert (model.n_neurons_ == 0) == empty
 
 
-def test_alpha_max_of_classes_bounds_the_classifier():
-    X, y = load_iris(return_X_y=True)
+def test_alpha_max_of_classes_bounds_the_classifier(iris):
+    X, y = iris
     largest = alpha_max(X, y, random_state=0)
     assert ConvexBNClassifier(1.001 * largest, random_state=0).fit(X, y).n_neurons_ == 0
     assert ConvexBNClassifier(0.9 * largest, tol=1e-4, random_state=0).fit(X, y).n_neurons_ > 0
@@ -121,8 +121,8 @@ def test_path_gives_what_single_fits_give(diabetes, settings):
         assert objectives[0] == pytest.approx(objectives[1], rel=1e-3)
 
 
-def test_path_of_a_classifier_and_given_alphas():
-    X, y = load_breast_cancer(return_X_y=True)
+def test_path_of_a_classifier_and_given_alphas(breast_cancer):
+    X, y = breast_cancer
     alphas, networks, gaps = convexbn_path(X, y, alphas=[0.1, 0.03], tol=0.01, random_state=0)
     assert alphas.tolist() == [0.1, 0.03]
     assert (gaps <= 0.01).all()
@@ -131,8 +131,8 @@ def test_path_of_a_classifier_and_given_alphas():
     assert np.mean(labels == model.predict(X)) > 0.99
 
 
-def test_loss_is_told_from_y():
-    X, y = load_iris(return_X_y=True)
+def test_loss_is_told_from_y(iris):
+    X, y = iris
     labels = alpha_max(X, y, random_state=0)
     assert labels == alpha_max(X, y, loss="log_loss", random_state=0)
     numbers = alpha_max(X, y, loss="squared_error", random_state=0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_diabetes, load_iris
+from sklearn.datasets import load_iris
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn.search._bound import bounded_by_cones, proven
@@ -161,8 +161,8 @@ def test_fit_in_few_dimensions_is_proven():
     assert certificate.dual <= closer.certificate_.primal
 
 
-def test_fit_in_many_dimensions_is_estimated():
-    X, y = load_diabetes(return_X_y=True)
+def test_fit_in_many_dimensions_is_estimated(diabetes):
+    X, y = diabetes
     model = ConvexBNRegressor(alpha=0.1, tol=0.01, random_state=0).fit(X, y)
     assert model.certificate_.kind == "estimated"
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_convexbn import (
@@ -348,9 +347,9 @@ def test_poisson_predicts_means_that_add_up_to_the_counts():
     assert certify(model, X, y, alpha=0.03).primal == pytest.approx(model.objective_, rel=1e-6)
 
 
-def test_huber_in_the_units_of_y():
+def test_huber_in_the_units_of_y(diabetes):
     """delta is relative to the standard deviation: objective and weight decay scale with y."""
-    X, y = load_diabetes(return_X_y=True)
+    X, y = diabetes
     X, y = X[:60, :3], y[:60]
     settings = {"alpha": 0.1, "shrinkage": 0.0, "loss": Huber(0.5), "random_state": 0}
     model = ConvexBNRegressor(**settings).fit(X, y)

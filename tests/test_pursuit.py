@@ -258,8 +258,8 @@ def test_fit_that_ends_before_its_verification_says_so(problem):
     assert "by the searches of the fit alone" in str(result.certificate)
 
 
-def test_no_line_or_warning_calls_an_estimate_certified_or_exact(capsys):
-    X, y = load_iris(return_X_y=True)
+def test_no_line_or_warning_calls_an_estimate_certified_or_exact(capsys, iris):
+    X, y = iris
     model = ConvexBNClassifier(0.01, tol=0.02, random_state=0, verbose=1).fit(X, y)
     with pytest.warns(ConvergenceWarning) as caught:
         ConvexBNClassifier(0.01, tol=1e-6, max_iter=2, random_state=0, verbose=1).fit(X, y)
@@ -435,9 +435,9 @@ def test_reaches_the_best_known_objective(name, alpha, best):
     assert m.n_neurons_ < len(X)
 
 
-def test_agrees_with_the_exact_program_on_all_arrangements():
+def test_agrees_with_the_exact_program_on_all_arrangements(diabetes):
     """One component: every arrangement can be listed, so the exact certificate judges."""
-    X, y = load_diabetes(return_X_y=True)
+    X, y = diabetes
     X, y = X[:25], y[:25]
     kw = {"alpha": 0.02, "n_components": 1, "tol": 1e-5, "random_state": 0}
     pursuit = ConvexBNRegressor(**kw).fit(X, y)
@@ -459,16 +459,16 @@ def test_few_dimensions_are_certified_exactly(n_components, labels):
     assert "certified" in str(m.certificate_)
 
 
-def test_seeds_agree_within_their_gaps():
-    X, y = load_iris(return_X_y=True)
+def test_seeds_agree_within_their_gaps(iris):
+    X, y = iris
     fits = [ConvexBNClassifier(0.02, tol=1e-3, random_state=s).fit(X, y) for s in range(3)]
     values = [m.objective_ for m in fits]
     assert max(values) <= min(values) * (1 + 2e-3)
     assert all(m.certificate_.kind == "estimated" for m in fits)
 
 
-def test_stopping_early_leaves_a_network_with_its_own_certificate():
-    X, y = load_iris(return_X_y=True)
+def test_stopping_early_leaves_a_network_with_its_own_certificate(iris):
+    X, y = iris
     m = ConvexBNClassifier(0.01, tol=1e-6, max_iter=3, random_state=0)
     with pytest.warns(ConvergenceWarning):
         m.fit(X, y)
@@ -477,14 +477,14 @@ def test_stopping_early_leaves_a_network_with_its_own_certificate():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_gives_the_same_network():
-    X, y = load_diabetes(return_X_y=True)
+def test_cuda_gives_the_same_network(diabetes):
+    X, y = diabetes
     a, b = (ConvexBNRegressor(0.05, device=d, random_state=0).fit(X, y) for d in ("cpu", "cuda"))
     assert a.objective_ == pytest.approx(b.objective_, rel=1e-2)
 
 
-def test_device_without_memory_leaves_the_estimator_and_says_what_helps(monkeypatch):
-    X, y = load_diabetes(return_X_y=True)
+def test_device_without_memory_leaves_the_estimator_and_says_what_helps(monkeypatch, diabetes):
+    X, y = diabetes
     model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)
     before = model.predict(X)
 

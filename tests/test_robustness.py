@@ -186,8 +186,8 @@ def test_radius_is_that_of_the_point_where_a_unit_turns_on():
     assert expected <= 1.0
 
 
-def test_empty_network_is_constant():
-    X, y = load_iris(return_X_y=True)
+def test_empty_network_is_constant(iris):
+    X, y = iris
     model = ConvexBNClassifier(100.0, random_state=0).fit(X, y)
     assert model.n_neurons_ == 0
     assert lipschitz_bound(model) == 0.0
@@ -200,8 +200,8 @@ def test_output_that_cannot_change_has_an_infinite_radius():
     assert certified_radius(network, [[1.0, 2.0]]) == [np.inf]
 
 
-def test_attacks_on_digits_stay_without_effect_within_the_radius():
-    X, y = load_digits(return_X_y=True)
+def test_attacks_on_digits_stay_without_effect_within_the_radius(digits):
+    X, y = digits
     X = X[:400] / 16
     model = ConvexBNClassifier(0.03, n_components=20, tol=0.1, random_state=0).fit(X, y[:400])
     rows = X[:100]
@@ -272,8 +272,8 @@ def test_torch_networks_are_taken_in_eval_mode():
         lipschitz_bound(network)
 
 
-def test_what_cannot_be_bounded_is_refused():
-    X, y = load_iris(return_X_y=True)
+def test_what_cannot_be_bounded_is_refused(iris):
+    X, y = iris
     model = ConvexBNClassifier(0.1, random_state=0).fit(X, y)
     with pytest.raises(TypeError, match="network must be"):
         lipschitz_bound(X)

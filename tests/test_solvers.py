@@ -7,7 +7,6 @@ import cvxpy
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn import ConvexBNRegressor, ConvexBNRegressorCV, convexbn_path, solvers
@@ -382,7 +381,7 @@ def test_no_network_is_worse_than_none_at_all(alpha):
     assert result.certificate.primal == problem.objective(result.neurons)
 
 
-def test_cvxpy_goes_on_with_larger_tolerances_where_its_backend_fails(monkeypatch):
+def test_cvxpy_goes_on_with_larger_tolerances_where_its_backend_fails(monkeypatch, diabetes):
     run, options = cvxpy.Problem.solve, []
 
     def failing(self, **given):
@@ -392,15 +391,15 @@ def test_cvxpy_goes_on_with_larger_tolerances_where_its_backend_fails(monkeypatc
         return run(self, **given)
 
     monkeypatch.setattr(cvxpy.Problem, "solve", failing)
-    X, y = load_diabetes(return_X_y=True)
+    X, y = diabetes
     model = ConvexBNRegressor(activation="gated_relu", n_gates=3, solver="cvxpy", tol=1e-7)
     model.fit(X[:40, :3], y[:40])
     assert options == [1e-11, 1e-10, 1e-9]
     assert model.dual_gap_ <= 1e-7
 
 
-def test_cvxpy_says_why_its_backend_found_nothing():
-    X, y = load_diabetes(return_X_y=True)
+def test_cvxpy_says_why_its_backend_found_nothing(diabetes):
+    X, y = diabetes
     solver = CVXPY(backend="SCIPY")  # linear programs only
     model = ConvexBNRegressor(activation="gated_relu", n_gates=3, solver=solver)
     with pytest.raises(RuntimeError, match=r"found no solution: .*SCIPY.* another backend"):

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes, load_wine
+from sklearn.datasets import load_wine
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -27,11 +27,6 @@ ESTIMATORS = [
     ConvexBNRegressor(alpha=0.1, random_state=0),
     ConvexBNRegressorCV(alphas=[0.3, 0.1], cv=2, random_state=0),
 ]
-
-
-@pytest.fixture
-def wine():
-    return load_wine(return_X_y=True)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
@@ -101,8 +96,8 @@ def test_sample_weights_reach_the_network(wine):
     np.testing.assert_array_equal(deep[0].transform(X), own.transform(X))
 
 
-def test_empty_network_has_no_columns_and_the_next_step_says_so():
-    X, y = load_diabetes(return_X_y=True)
+def test_empty_network_has_no_columns_and_the_next_step_says_so(diabetes):
+    X, y = diabetes
     layer = ConvexBNTransformer(ConvexBNRegressor(alpha=10.0, random_state=0))
     assert layer.fit_transform(X, y).shape == (len(X), 0)
     assert layer.transform(sparse.csr_array(X)).shape == (len(X), 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from sklearn.datasets import load_diabetes, load_digits, make_classification
+from sklearn.datasets import make_classification
 
 torch = pytest.importorskip("torch")
 
@@ -71,8 +71,8 @@ def outputs(model, X):
 
 
 @pytest.mark.parametrize("as_sparse", [False, True])
-def test_dense_fit_is_that_with_stored_rows(as_sparse):
-    X, y = load_diabetes(return_X_y=True)
+def test_dense_fit_is_that_with_stored_rows(as_sparse, diabetes):
+    X, y = diabetes
     X = sparse.csr_array(X) if as_sparse else X
     model, (Z,) = fitted_without_memory(ConvexBNRegressor(0.1, random_state=0), X, y)
     assert len(Z) == 442
@@ -92,8 +92,8 @@ def test_large_fit_is_that_with_stored_rows():
 
 
 @pytest.mark.parametrize("contrast", [False, True])
-def test_convolutional_fit_is_that_with_stored_patches(contrast):
-    X, y = load_digits(return_X_y=True)
+def test_convolutional_fit_is_that_with_stored_patches(contrast, digits):
+    X, y = digits
     X, y = X[:150], y[:150]
     patches = Patches((8, 8), size=3, stride=2, normalize=contrast)
     settings = {"patches": patches, "alpha": 0.05, "tol": 0.05, "random_state": 0}
@@ -115,7 +115,7 @@ def test_few_columns_have_an_exact_certificate():
     assert model.certificate_.kind == "exact"
 
 
-def test_other_solvers_say_what_memory_they_need():
+def test_other_solvers_say_what_memory_they_need(diabetes):
     model = ConvexBNRegressor(activation="gated_relu", n_gates=5)
     with pytest.raises(ValueError, match="n_components"):
-        fitted_without_memory(model, *load_diabetes(return_X_y=True))
+        fitted_without_memory(model, *diabetes)

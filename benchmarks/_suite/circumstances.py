@@ -11,35 +11,23 @@ from pathlib import Path
 
 from _suite import THREAD_VARIABLES
 
-#: Packages whose versions are kept, besides this one.
 PACKAGES = (
-    *("numpy", "scipy", "scikit-learn", "numba", "torch"),
-    *("pyscnn", "skglm", "celer", "adelie", "cvxpy", "clarabel"),
+    *("numpy", "scipy", "scikit-learn", "numba", "torch", "pyscnn", "skglm", "celer", "adelie"),
+    *("cvxpy", "clarabel", "sklearn-convexbn"),
 )
-
-
-def version(package: str) -> str:
-    """Return the version of a package, or that it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def circumstances() -> dict[str, str]:
     """Return command, day, versions and threads; of absolute paths the last part only."""
-    import sklearn_convexbn
-
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    installed = {one.name: one.version for one in importlib.metadata.distributions()}
     return {
-        "command": shlex.join(["python", script, *words]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": str(os.cpu_count()),
-        **{package: version(package) for package in PACKAGES},
-        "sklearn-convexbn": sklearn_convexbn.__version__,
+        **{package: installed.get(package, "not installed") for package in PACKAGES},
         **{variable: os.environ[variable] for variable in THREAD_VARIABLES},
     }
 

@@ -7,11 +7,11 @@ that shrink geometrically, and the best hundred once more with smaller ones.
 
 from collections.abc import Iterator
 
-import numpy as np
-from scipy.special import entr, expit, softmax
-
 from _suite.data import Array
 from _suite.objectives import whiten
+
+import numpy as np
+from scipy.special import entr, expit, softmax
 
 TOGETHER, STEPS, BEST = 1000, 30, 100
 

@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from _suite.benchmark import Benchmark
@@ -12,15 +11,14 @@ from _suite.package import OWN
 from _suite.runner import CLOCK, quietly
 from _suite.solvers import Solver
 from _suite.store import Cell
-from _suite.tables import markdown, pivot
+from _suite.tables import markdown
 
 #: One solver's entry in a row of a table: its status and the numbers of one answer.
 Entry = dict[str, Any]
+BEST = "best peer"
 
 
-def climb(
-    solver: Solver, objective: Objective, targets: Sequence[float], limit: float, inline: bool
-) -> Cell:
+def climb(solver: Solver, objective: Objective, targets: Sequence[float], limit: float) -> Cell:
     """Walk down a solver's ladder until every target gap is reached.
 
     A rung without an answer is passed over. Of a solver that comes so far and no further, one
@@ -31,7 +29,7 @@ def climb(
     points: list[Entry] = []
     end, note, best = "not reached", "", math.inf
     for rung in solver.ladder:
-        answer = solver.solve_apart(objective, rung, limit, inline)
+        answer = solver.solve_apart(objective, rung, limit)
         if answer.seconds > limit:
             end, note = "limit", answer.note
             break
@@ -40,7 +38,7 @@ def climb(
             continue
         verdict, note = objective.judge(answer.S), answer.note
         judged = {"gap": verdict.gap, "violation": verdict.violation, "primal": verdict.primal}
-        points.append({"rung": rung, "seconds": answer.seconds, "setup": answer.setup, **judged})
+        points.append({"rung": rung, "seconds": answer.seconds, **judged})
         if verdict.gap <= min(targets):
             end = "reached"
             break
@@ -57,33 +55,7 @@ def entry(cell: Cell, target: float) -> Entry:
     if point := next(reached, None):
         return {"status": "reached", **point}
     last = cell["points"][-1] if cell["points"] else {}
-    return {**last, "status": cell["end"], "seconds": None, "setup": None}
-
-
-def seconds(row: dict[str, Entry], name: str, limit: float) -> str:
-    """Return a solver's time, or why there is none."""
-    if name not in row:
-        return ""
-    status = row[name]["status"]
-    if status == "reached":
-        return f"{row[name]['seconds']:.3g}"
-    if status == "not reached":
-        return f"gap {row[name]['gap']:.0e}"
-    return {"limit": f">{limit:g}", "skipped": "skip", "failed": "fail"}[status]
-
-
-def ratio(row: dict[str, Entry], name: str, limit: float) -> str:
-    """Return a solver's time over ours; of the "best peer", the least of a row."""
-    own = row.get(OWN, {"status": ""})
-    if own["status"] != "reached":
-        return "-"
-    names = [key for key in row if key != OWN] if name == "best peer" else [name]
-    entries = [row[key] for key in names if key in row]
-    reached = [one["seconds"] for one in entries if one["status"] == "reached"]
-    if reached:
-        return f"{min(reached) / own['seconds']:.3g}"
-    late = any(one["status"] == "limit" for one in entries)
-    return f">{limit / own['seconds']:.3g}" if late else "-"
+    return {**last, "status": cell["end"], "seconds": None}
 
 
 class LadderBenchmark(Benchmark):
@@ -118,11 +90,6 @@ class LadderBenchmark(Benchmark):
         add("--limit", type=float, default=self.limit, help="seconds a call")
         clocks = "cpu: processor seconds, for a shared machine and one thread only"
         add("--clock", choices=("wall", "cpu"), default="wall", help=clocks)
-        add("--inline", action="store_true", help="no forked processes, so no limit")
-
-    def run(self, path: Path) -> int:
-        CLOCK["name"] = self.options.clock
-        return super().run(path)
 
     def plan(self) -> Iterable[Cell]:
         for name in (n for n in self.data() if n in (self.options.data or [n])):
@@ -136,6 +103,7 @@ class LadderBenchmark(Benchmark):
         The others are left alone: a solver with threads of its own (Clarabel's pool) that has
         once run here would hang in the forked processes.
         """
+        CLOCK["name"] = self.options.clock
         compiled = [s for s in self.solvers if s.compiled and s.name in self.options.solvers]
         for objective in self.small_objectives(20):
             for solver in compiled:
@@ -145,55 +113,62 @@ class LadderBenchmark(Benchmark):
     def measure(self, cell: Cell) -> Cell:
         objective, options = self.objective(cell["data"], cell["fraction"]), self.options
         solver = next(s for s in self.solvers if s.name == cell["solver"])
-        found = climb(solver, objective, options.targets, options.limit, options.inline)
+        found = climb(solver, objective, options.targets, options.limit)
         return found | {"about": objective.facts}
 
-    def said(self, found: Cell) -> str:
-        if "failure" in found:
-            return super().said(found)
-        entries = [{"": entry(found, target)} for target in self.options.targets]
-        return ", ".join(seconds(one, "", self.options.limit) for one in entries)
+    def table(self, cells: list[Cell], show: Callable[..., str], own: bool = True) -> str:
+        """Return a table with one row for each data set, penalty and target gap.
 
-    def order(self, cell: Cell) -> Any:
-        names = [solver.name for solver in self.solvers]
-        data = [*self.data(), cell["data"]]
-        return data.index(cell["data"]), -cell["fraction"], names.index(cell["solver"])
-
-    def names(self, cells: list[Cell]) -> list[str]:
-        """Return the names of the solvers there are."""
+        `show` gives the text of a solver's entry in a row of them; where ours are left out, of the
+        best peer's too.
+        """
         there = {cell["solver"] for cell in cells}
-        return [solver.name for solver in self.solvers if solver.name in there]
-
-    def table(self, cells: list[Cell], names: Sequence[str], show: Callable[..., str]) -> str:
-        """Return a table with one row for each data set, penalty and target gap."""
-        rows = []
-        for one in pivot(cells, ("data", "fraction"), "solver", dict).to_dict("records"):
+        names = [s.name for s in self.solvers if s.name in there and (own or s.name != OWN)]
+        rows: dict[tuple[str, float, float], dict[str, Entry]] = {}
+        for cell in cells:
             for target in self.options.targets:
-                there = {k: entry(c, target) for k, c in one.items() if isinstance(c, dict)}
-                key = {"data": one["data"], "alpha/alpha_max": one["fraction"], "gap": target}
-                rows.append(key | {name: show(there, name) for name in names})
-        return markdown(rows, "g")
+                row = rows.setdefault((cell["data"], cell["fraction"], target), {})
+                row[cell["solver"]] = entry(cell, target)
+        first = "data", "alpha/alpha_max", "gap"
+        columns = names if own else [*names, BEST]
+        return markdown(
+            [
+                dict(zip(first, key, strict=True)) | {name: show(row, name) for name in columns}
+                for key, row in rows.items()
+            ],
+            "g",
+        )
+
+    def seconds(self, row: dict[str, Entry], name: str) -> str:
+        """Return a solver's time, or why there is none."""
+        if name not in row:
+            return ""
+        status = row[name]["status"]
+        if status == "reached":
+            return f"{row[name]['seconds']:.3g}"
+        if status == "not reached":
+            return f"gap {row[name]['gap']:.0e}"
+        return {"limit": f">{self.options.limit:g}", "skipped": "skip", "failed": "fail"}[status]
+
+    def ratio(self, row: dict[str, Entry], name: str) -> str:
+        """Return a solver's time over ours; of the best peer, the least of a row."""
+        own = row.get(OWN, {"status": ""})
+        if own["status"] != "reached":
+            return "-"
+        peers = [e for key, e in row.items() if key == name or (name == BEST and key != OWN)]
+        reached = [one["seconds"] for one in peers if one["status"] == "reached"]
+        if reached:
+            return f"{min(reached) / own['seconds']:.3g}"
+        late = any(one["status"] == "limit" for one in peers)
+        return f">{self.options.limit / own['seconds']:.3g}" if late else "-"
 
     def times(self, cells: list[Cell]) -> Iterable[str]:
         """Yield what there is to know, the table of times and that of ratios."""
-        limit, names = self.options.limit, self.names(cells)
+        clock, limit = self.options.clock, self.options.limit
         yield "\n".join(dict.fromkeys(cell["about"] for cell in cells))
-        clock = f"Seconds of {self.options.clock} time, set-up included (limit {limit:g} a call)"
-        shown = self.table(cells, names, lambda row, name: seconds(row, name, limit))
-        yield f"## {clock}\n\n{shown}"
-        if OWN in names and len(names) > 1:
-            peers = [*(name for name in names if name != OWN), "best peer"]
-            shown = self.table(cells, peers, lambda row, name: ratio(row, name, limit))
-            yield f"## Ratios peer / ours\n\n{shown}"
-
-    def numbers(self, cells: list[Cell], heading: str, key: str, form: str) -> str:
-        """Return a table of one number of each answer."""
-
-        def show(row: dict[str, Entry], name: str) -> str:
-            value = row.get(name, {}).get(key)
-            return "-" if value is None else f"{value:{form}}"
-
-        return f"## {heading}\n\n{self.table(cells, self.names(cells), show)}"
+        heading = f"## Seconds of {clock} time, set-up included (limit {limit:g} a call)"
+        yield f"{heading}\n\n{self.table(cells, self.seconds)}"
+        yield f"## Ratios peer / ours\n\n{self.table(cells, self.ratio, own=False)}"
 
     def reasons(self, cells: list[Cell]) -> Iterable[str]:
         """Yield why solvers were skipped or failed."""

@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Self
 
+from _suite.data import Array, load
+
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
 from scipy.special import entr, expit
-
-from _suite.data import Array, load
 
 Loss = Literal["squared", "logistic"]
 

@@ -1,32 +1,30 @@
 """Solvers of the gated program, with S (P, r + 1), and of the exact one, with S+, S- (2, P, r + 1).
 
 A solver is a function of an objective, a rung of its ladder and a limit in seconds, which some can
-keep to by themselves. It returns S, or S with the seconds of set-up among its time and a note.
+keep to by themselves. It returns S, None when it has none, and may return a note with it.
 """
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from _suite.data import Array
 from _suite.objectives import GatedObjective, Loss, Objective, residual
 from _suite.package import OWN, solve_on_gates
-from _suite.runner import CLOCK, LIMIT, clock, quietly, run_apart
+from _suite.runner import CLOCK, LIMIT, clock, run_apart
+
+import numpy as np
 
 
 class Answer(NamedTuple):
-    """A solver's ``S``, None when it has none, with its seconds and those of set-up among them."""
+    """A solver's ``S``, None when it has none, with its seconds, set-up included."""
 
     S: Array | None
     seconds: float
-    setup: float = 0.0
     note: str = ""
 
 
@@ -40,7 +38,6 @@ class Solver:
     #: solvers numbers of steps.
     ladder: tuple[float, ...]
     modules: tuple[str, ...] = ()  # loaded before the clock starts
-    explicit: bool = False  # whether it is given the explicit matrix, which counts as set-up
     compiled: bool = False  # on its first call, so that it is warmed up before it is timed
     accuracy: float = 0.0  # the gap that it comes to at best
     squared_only: str = ""  # why it takes the squared loss only, if so
@@ -57,22 +54,16 @@ class Solver:
         for module in self.modules:
             import_module(module)
         start = clock()
-        more = (explicit_matrix(objective),) if self.explicit else ()
-        built = clock() - start if self.explicit else 0.0
-        found = self.work(objective, rung, limit, *more)
-        S, setup, note = found if isinstance(found, tuple) else (found, 0.0, "")
-        return Answer(S, clock() - start, built + setup, note)
+        found = self.work(objective, rung, limit)
+        S, note = found if isinstance(found, tuple) else (found, "")
+        return Answer(S, clock() - start, note)
 
     def answers(self, *arguments: Any) -> Iterator[Answer]:
         """Yield the answer."""
         yield self.solve(*arguments)
 
-    def solve_apart(
-        self, objective: Objective, rung: float, limit: float, inline: bool = False
-    ) -> Answer:
-        """Solve in a forked process that is ended soon after the limit, or in this one."""
-        if inline:
-            return quietly(self.solve, objective, rung, limit)
+    def solve_apart(self, objective: Objective, rung: float, limit: float) -> Answer:
+        """Solve in a forked process that is ended soon after the limit."""
         answers, end = run_apart(self.answers, objective, rung, limit, limit=limit)
         ended = Answer(None, math.inf if end == LIMIT else math.nan, note=end)
         return answers[0] if answers else ended
@@ -179,7 +170,7 @@ def scnn_list(o: Objective, rung: float, limit: float, tol: float | None = None)
     return run_scnn(o, model, AL(model, max_primal_iters=int(rung), **settings))
 
 
-def skglm(o: Objective, rung: float, limit: float, A: Array) -> Array:
+def skglm(o: Objective, rung: float, limit: float) -> Array:
     """skglm's block coordinate descent, or its prox-Newton for the logistic loss.
 
     ``LogisticGroup`` has no constants per group for ``GroupBCD`` (it inherits those per column),
@@ -200,17 +191,19 @@ def skglm(o: Objective, rung: float, limit: float, A: Array) -> Array:
     else:
         y, datafit = 2.0 * o.y - 1.0, LogisticGroup(pointers, indices)
         solver = GroupProxNewton(max_iter=10**5, tol=tol)
-    w = solver.solve(A, y, compiled_clone(datafit), compiled_clone(penalty))[0]
+    w = solver.solve(explicit_matrix(o), y, compiled_clone(datafit), compiled_clone(penalty))[0]
     return w.reshape(n_groups, width)
 
 
-def celer(o: Objective, rung: float, limit: float, A: Array) -> Array:
+def celer(o: Objective, rung: float, limit: float) -> Array:
     """celer's group lasso, until the gap is the rung times ``mean(y^2)``."""
     from celer import celer_path
 
     settings = {"max_iter": 10**4, "max_epochs": 10**6, "tol": rung}
     settings |= {"groups": o.Z.shape[1], "alphas": [o.alpha]}
-    return celer_path(A, o.y, "grouplasso", **settings)[1][:, 0].reshape(-1, o.Z.shape[1])
+    return celer_path(explicit_matrix(o), o.y, "grouplasso", **settings)[1].reshape(
+        -1, o.Z.shape[1]
+    )
 
 
 def adelie(gated: bool) -> Callable[..., Any]:
@@ -222,7 +215,7 @@ def adelie(gated: bool) -> Callable[..., Any]:
     def work(o: Objective, rung: float, limit: float) -> Any:
         import adelie as ad
 
-        start, width, more = clock(), o.Z.shape[1], {}
+        width, more = o.Z.shape[1], {}
         groups = o.masks.shape[1] * (1 if gated else 2)
         if not gated:
             cones = [np.ascontiguousarray(sign[:, None] * o.Z) for sign in 2.0 * o.masks.T - 1.0]
@@ -230,7 +223,6 @@ def adelie(gated: bool) -> Callable[..., Any]:
             many = {"max_iters": 10_000}  # its default, 100, is not enough for some cones
             linear = ad.constraint.linear
             more["constraints"] = [linear(A, *bounds, configs=many) for A in [*cones, *cones]]
-        built = 0.0 if gated else clock() - start
         family = ad.glm.gaussian if o.loss == "squared" else ad.glm.binomial
         arrays = np.asfortranarray(o.Z), np.asfortranarray(o.masks > 0)
         more |= {"groups": np.arange(0, groups * width, width), "penalty": np.ones(groups)}
@@ -239,23 +231,19 @@ def adelie(gated: bool) -> Callable[..., Any]:
         matrix = ad.matrix.convex_relu(*arrays, gated=gated)
         betas = ad.grpnet(matrix, family(o.y), **more).betas
         if betas.shape[0] == 0:
-            return None, built, "adelie stopped with no solution"
+            return None, "adelie stopped with no solution"
         S = betas[-1].toarray().reshape(-1, o.masks.shape[1], width)
-        return S[0] if gated else S, built, ""
+        return S[0] if gated else S
 
     return work
 
 
 def clarabel(gated: bool) -> Callable[..., Any]:
-    """Return CVXPY with Clarabel; the set-up is all but Clarabel's own time.
-
-    The forms are those that Clarabel solves soonest of those that were tried.
-    """
+    """Return CVXPY with Clarabel, in the forms that it solves soonest of those that were tried."""
 
     def work(o: Objective, rung: float, limit: float) -> Any:
         import cvxpy as cp
 
-        start, wall = clock(), time.perf_counter()
         shape, n = (o.masks.shape[1], o.Z.shape[1]), len(o.y)
         blocks = [cp.Variable(shape) for _ in range(1 if gated else 2)]
         if gated:
@@ -273,11 +261,9 @@ def clarabel(gated: bool) -> Callable[..., Any]:
         try:
             program.solve(solver=cp.CLARABEL, max_iter=1000, **settings)
         except cp.SolverError as error:
-            return None, 0.0, str(error)[:200]
-        total, wall = clock() - start, time.perf_counter() - wall
-        setup = total * (1.0 - min(float(program.solver_stats.solve_time or wall) / wall, 1.0))
+            return None, str(error)[:200]
         S = None if blocks[0].value is None else np.stack([S.value for S in blocks])
-        return S[0] if gated and S is not None else S, setup, str(program.status)
+        return S[0] if gated and S is not None else S, str(program.status)
 
     return work
 
@@ -299,8 +285,8 @@ GATED = (
     Solver(OWN, ours("gated_relu"), decades(-1, -8), compiled=True),
     Solver("numpy_fista", numpy_fista, decades(-1, -7)),
     Solver("scnn", scnn_gated, decades(0.5, -6), SCNN_MODULES, squared_only=SCNN_LINEAR),
-    Solver("skglm", skglm, decades(-0.5, -7), SKGLM_MODULES, explicit=True, compiled=True),
-    Solver("celer", celer, decades(-2, -14), ("celer",), explicit=True, squared_only=CELER_LOSS),
+    Solver("skglm", skglm, decades(-0.5, -7), SKGLM_MODULES, compiled=True),
+    Solver("celer", celer, decades(-2, -14), ("celer",), squared_only=CELER_LOSS),
     Solver("adelie", adelie(True), decades(-2, -18), ("adelie",)),
     Solver("cvxpy", clarabel(True), TOLS, CLARABEL_MODULES),
 )

@@ -38,26 +38,21 @@ class Store:
     """The cells of one file, named by their `keys`; several processes may add cells to it.
 
     `settings` are what all cells have in common; None takes those of the file. Where the file has
-    cells of other settings this ends the program, unless `force`: then the first cell that is
-    added replaces them.
+    cells of other settings this ends the program.
     """
 
-    def __init__(
-        self, path: Path, keys: Sequence[str], settings: Cell | None, force: bool = False
-    ) -> None:
+    def __init__(self, path: Path, keys: Sequence[str], settings: Cell | None) -> None:
         self.path, self.keys = path, keys
         self.content = self._read()
         kept = self.content["settings"]
         self.settings = plain(kept if settings is None else settings)
-        pairs = {key: (kept.get(key), value) for key, value in self.settings.items()}
-        said = ", ".join(f"{k} {old} (now {new})" for k, (old, new) in pairs.items() if old != new)
-        if said and self.cells:
-            if not force:
-                raise SystemExit(
-                    f"{path} was measured with other settings: {said}. Give the same to go on with "
-                    "it, another --name or --results for another table, or --force to drop it."
-                )
-            self.content |= {"runs": [], "cells": []}
+        changed = {key: value for key, value in self.settings.items() if kept.get(key) != value}
+        if changed and self.cells:
+            said = ", ".join(f"{key} {kept.get(key)} (now {new})" for key, new in changed.items())
+            raise SystemExit(
+                f"{path} was measured with other settings: {said}. Give the same to go on with "
+                "it, another --name or --results for another table, or remove the file."
+            )
         self.content["settings"] = self.settings
 
     def _read(self) -> dict[str, Any]:

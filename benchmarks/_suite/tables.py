@@ -1,14 +1,12 @@
 """Tables in markdown."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import gmean
-
-from _suite.store import Cell
 
 #: What a text that stands for a number begins with: numbers are set to the right.
 NUMBER = re.compile(r"[*>±+-]*\d")
@@ -44,25 +42,6 @@ def markdown(
         *zip(*texts.values(), strict=True),
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def pivot(
-    cells: Iterable[Cell],
-    index: Sequence[str],
-    column: str,
-    value: Callable[[Cell], Any],
-    columns: Sequence[str] = (),
-) -> pd.DataFrame:
-    """Return a row for each index, in the order of the cells, with a column for each `column`.
-
-    `columns` are those to have, in their order; by default all there are.
-    """
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for cell in cells:
-        key = tuple(cell[name] for name in index)
-        rows.setdefault(key, dict(zip(index, key, strict=True)))[cell[column]] = value(cell)
-    frame = pd.DataFrame(list(rows.values()), dtype=object)
-    return frame.reindex(columns=[*index, *columns]) if columns else frame
 
 
 def geometric_mean(values: Iterable[float | None]) -> float:
