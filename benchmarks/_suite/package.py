@@ -5,7 +5,7 @@ modules are imported where they are used.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,23 +30,90 @@ def warm_up() -> None:
 
 
 @contextmanager
+def in_place_of(owner: Any, name: str, wrapped: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace an attribute by a function of it, within."""
+    before = getattr(owner, name)
+    setattr(owner, name, wrapped(before))
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
 def verifications() -> Iterator[list[float]]:
     """Yield the list that the processor seconds of each verification within are added to."""
     from sklearn_convexbn.search import _verification
 
-    search, seconds = _verification.independent_search, []
+    seconds: list[float] = []
 
-    def clocked(*arguments: Any, **named: Any) -> Any:
-        start = time.process_time()
-        outcome = search(*arguments, **named)
-        seconds.append(time.process_time() - start)
-        return outcome
+    def wrapped(search: Any) -> Any:
+        def clocked(*arguments: Any, **named: Any) -> Any:
+            start = time.process_time()
+            outcome = search(*arguments, **named)
+            seconds.append(time.process_time() - start)
+            return outcome
 
-    _verification.independent_search = clocked
-    try:
+        return clocked
+
+    with in_place_of(_verification, "independent_search", wrapped):
         yield seconds
-    finally:
-        _verification.independent_search = search
+
+
+class DualPoint:
+    """Where the rounds of a fit have ended: what searches and proofs are given."""
+
+    def __init__(self, fit: Callable[[], object]) -> None:
+        from sklearn_convexbn.solvers._round_search import RoundSearch
+
+        def wrapped(search: Any) -> Any:
+            def noted(rounds: Any, neurons: Any, Lambda: Any) -> Any:
+                self.problem, self.neurons, self.Lambda = rounds.problem, neurons, Lambda
+                return search(rounds, neurons, Lambda)
+
+            return noted
+
+        with in_place_of(RoundSearch, "__call__", wrapped):
+            fit()
+        self.rows, self.alpha = self.problem.units.gathered(self.Lambda), self.problem.alpha
+        self.known = self.neurons.directions.T
+
+    def gap(self, bound: float) -> float:
+        """Return the relative gap of the network if no correlation is larger than a bound."""
+        return self.problem.certificate(self.neurons, largest_correlation=bound)[1].gap
+
+    def searcher(self, seed: int, polished: bool) -> Callable[..., float]:
+        """Return a search from so many starts and half as many relatives: its largest value."""
+        from sklearn_convexbn.search._search import Effort, Search
+
+        state, k = np.random.RandomState(seed), len(self.known)
+        units = self.problem.units.on("cpu")
+        search = Search(units, lambda count: state.standard_normal((k, count)), state)
+
+        def largest(starts: int, known: int) -> float:
+            effort = Effort(starts, min(500, starts // 2), 20, 1, polished=polished)
+            return float(search(self.Lambda, self.known[:, :known], effort)[0].max())
+
+        return largest
+
+    def by_cones(self, gap: float | None, n_evaluations: int) -> tuple[float, float, int]:
+        """Return bound, largest value met and evaluations, on the way to a gap or the maximum."""
+        from sklearn_convexbn.search._bound import tolerable_correlation
+        from sklearn_convexbn.search._proof import prove
+
+        wanted = 0.0
+        if gap is not None:
+            wanted = tolerable_correlation(self.problem, self.neurons, self.Lambda, gap)
+        settings: dict[str, Any] = {"known": self.known, "n_evaluations": n_evaluations}
+        proof = prove(*self.rows, wanted=wanted, **settings)
+        return proof.bound, float(proof.values.max(initial=0.0)), proof.n_evaluations
+
+    def by_enumeration(self) -> tuple[float, bool]:
+        """Return the largest correlation of all, and whether a fit would take the time for it."""
+        from sklearn_convexbn.search._exact import is_affordable, largest_correlation
+
+        affordable = is_affordable(*self.rows[0].shape, self.Lambda.shape[1])
+        return largest_correlation(*self.rows)[0], affordable
 
 
 def image_classifier(image_shape: tuple[int, ...], **parameters: Any) -> Any:
