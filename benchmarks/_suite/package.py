@@ -61,9 +61,10 @@ def verifications() -> Iterator[list[float]]:
 
 
 class DualPoint:
-    """Where the rounds of a fit have ended: what searches and proofs are given."""
+    """Where the rounds of a fit, with DC steps or without, have ended: what searches are given."""
 
-    def __init__(self, fit: Callable[[], object]) -> None:
+    def __init__(self, fit: Callable[[], object], polished: bool = True) -> None:
+        from sklearn_convexbn.search import _search
         from sklearn_convexbn.solvers._round_search import RoundSearch
 
         def wrapped(search: Any) -> Any:
@@ -73,7 +74,8 @@ class DualPoint:
 
             return noted
 
-        with in_place_of(RoundSearch, "__call__", wrapped):
+        share = in_place_of(_search, "POLISHING", lambda part: part if polished else 0.0)
+        with share, in_place_of(RoundSearch, "__call__", wrapped):
             fit()
         self.rows, self.alpha = self.problem.units.gathered(self.Lambda), self.problem.alpha
         self.known = self.neurons.directions.T
