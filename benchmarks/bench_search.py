@@ -34,6 +34,19 @@ WITHIN, PROVED, SEEDS = 1e-3, 0.01, 3
 KNOWN_STARTS, FEWER_STARTS, WIDE = 20_000, 3000, 60  # of the largest value known; wide: so many k
 FIRST_EVALUATIONS, MOST_EVALUATIONS = 20_000, 1_000_000
 PARTS, WAYS = ("search", "proof", "enumeration"), ("without", "with")
+WORDS = (
+    "Where fits without shrinkage end at tol = 1e-3. Processor seconds.\n\n"
+    f"Search: seconds of repeated searches to within {WITHIN:g} of the largest correlation known, "
+    f"without DC steps and with, geometric means of {SEEDS} runs. Where not all got there in "
+    "{limit:g} s their number is given, and the others count as {limit:g} s. The largest known is "
+    f"that of two searches with DC steps from {KNOWN_STARTS} starts ({FEWER_STARTS} from "
+    f"k = {WIDE} on).\n\n"
+    f"Proof: by branch and bound over cones, until a gap of {PROVED:g} is proved or about "
+    "{proof:g} s have gone (attempts of fewer evaluations before are not counted).\n\n"
+    "Enumeration: seconds to the largest correlation over all arrangements, by cones to a "
+    f"billionth of it (at most {MOST_EVALUATIONS} evaluations) and to a proved gap of {PROVED:g}. "
+    "`affordable`: where fits enumerate. `difference`: of the bound by cones, relative."
+)
 
 
 class State(NamedTuple):
@@ -168,12 +181,11 @@ class SearchTables(Benchmark):
         count, limit = FIRST_EVALUATIONS, self.options.proof
         while True:
             answer = timed(point.by_cones, PROVED, count)
-            bound, top, spent = answer.answer
+            bound, spent = answer.answer
             if point.gap(bound) <= PROVED * (1 + 1e-6) or 2.0 * answer.cpu > limit:
                 break
             count = int(count * min(8.0, limit / answer.cpu))
-        gaps = {"searched gap": point.gap(max(top, point.alpha)), "proved gap": point.gap(bound)}
-        return {"evaluations": spent, "seconds": answer.cpu, **gaps}
+        return {"evaluations": spent, "seconds": answer.cpu, "proved gap": point.gap(bound)}
 
     def enumerated(self, point: DualPoint) -> Cell:
         whole = timed(point.by_enumeration)
@@ -190,41 +202,26 @@ class SearchTables(Benchmark):
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
         parts = {key: [c for c in cells if c["part"] == key] for key in PARTS}
-        key, limit = {"data": "", "loss": "", "alpha": "g", "n": "d", "k": "d"}, self.options.limit
+        key = {"data": "", "loss": "", "alpha": "g", "n": "d", "k": "d"}
+        own = key | {
+            "seed": "d",
+            "largest / alpha": ".5f",
+            "without": "",
+            "with": "",
+            "ratio": ".3g",
+        }
         yield "Search, proof and enumeration"
-        yield "Where fits without shrinkage end at tol = 1e-3. Processor seconds."
+        yield WORDS.format(**vars(self.options))
         for fit in ("with", "without"):
             rows = [self.row(c) for c in parts["search"] if (c.get("fit") or "with") == fit]
-            if not rows:
-                continue
-            yield (
-                f"## Search, after fits {fit} DC steps\n\nSeconds to within {WITHIN:g} of the largest "
-                f"correlation known, without DC steps and with, geometric means of {SEEDS} runs. "
-                f"Where not all got there in {limit:g} s their number is given, and the others "
-                f"count as {limit:g} s. The largest known is that of two searches with DC steps "
-                f"from {KNOWN_STARTS} starts ({FEWER_STARTS} from k = {WIDE} on)."
-            )
-            columns = {"seed": "d", "largest / alpha": ".5f", "without": "", "with": ""}
-            yield markdown(rows, key | columns | {"ratio": ".3g"}, "-")
-            yield f"Geometric mean of the ratios: {geometric_mean(r['ratio'] for r in rows):.3g}."
-        if parts["proof"]:
-            yield (
-                f"## Proof\n\nBranch and bound over cones, until a gap of {PROVED:g} is proved or "
-                f"about {self.options.proof:g} s have gone (attempts of fewer evaluations before "
-                "are not counted). `searched gap`: of the largest correlation met."
-            )
-            columns = {"evaluations": "d", "seconds": ".3g"}
-            columns |= {"searched gap": ".1e", "proved gap": ".1e"}
-            yield markdown(parts["proof"], key | columns, "-")
-        if parts["enumeration"]:
-            yield (
-                "## Enumeration\n\nSeconds to the largest correlation over all arrangements, by cones "
-                f"to a billionth of it (at most {MOST_EVALUATIONS} evaluations) and to a proved gap "
-                f"of {PROVED:g}. `affordable`: fits enumerate. `difference`: of the bound."
-            )
-            columns = {"affordable": "", "enumeration": ".3g", "cones": ".3g"}
-            columns |= {"cones to a gap": ".3g", "difference": ".1e"}
-            yield markdown(parts["enumeration"], key | columns, "-")
+            mean = geometric_mean(row["ratio"] for row in rows)
+            yield f"## Search, where fits {fit} DC steps end\n\n" + markdown(rows, own, "-")
+            yield f"Geometric mean of the ratios: {mean:.3g}."
+        own = {"evaluations": "d", "seconds": ".3g", "proved gap": ".1e"}
+        yield "## Proof\n\n" + markdown(parts["proof"], key | own, "-")
+        own = {"affordable": "", "enumeration": ".3g", "cones": ".3g", "cones to a gap": ".3g"}
+        own |= {"difference": ".1e"}
+        yield "## Enumeration\n\n" + markdown(parts["enumeration"], key | own, "-")
 
     def row(self, cell: Cell) -> Cell:
         """Return a row of the table of searches."""

@@ -98,8 +98,8 @@ class DualPoint:
 
         return largest
 
-    def by_cones(self, gap: float | None, n_evaluations: int) -> tuple[float, float, int]:
-        """Return bound, largest value met and evaluations, on the way to a gap or the maximum."""
+    def by_cones(self, gap: float | None, n_evaluations: int) -> tuple[float, int]:
+        """Return the bound and the evaluations it took, on the way to a gap or the maximum."""
         from sklearn_convexbn.search._bound import tolerable_correlation
         from sklearn_convexbn.search._proof import prove
 
@@ -108,7 +108,7 @@ class DualPoint:
             wanted = tolerable_correlation(self.problem, self.neurons, self.Lambda, gap)
         settings: dict[str, Any] = {"known": self.known, "n_evaluations": n_evaluations}
         proof = prove(*self.rows, wanted=wanted, **settings)
-        return proof.bound, float(proof.values.max(initial=0.0)), proof.n_evaluations
+        return proof.bound, proof.n_evaluations
 
     def by_enumeration(self) -> tuple[float, bool]:
         """Return the largest correlation of all, and whether a fit would take the time for it."""
