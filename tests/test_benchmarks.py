@@ -96,3 +96,35 @@ def test_judge_moves_blocks_to_the_nearest_point_of_their_cone():
         assert (A @ q).min() >= -1e-9
         assert abs(q @ (s - q)) <= 1e-9  # Moreau: the rest is orthogonal, and in the polar cone
         assert (s - q) @ project(A, rng.standard_normal(4)) <= 1e-9
+
+
+@pytest.mark.parametrize("C", [1, 2])
+def test_second_judge_finds_the_largest_correlation(C):
+    from _suite.judge import largest_correlation
+
+    from sklearn_convexbn.search._exact import largest_correlation as enumerated
+
+    rng = np.random.default_rng(C)
+    Z = np.column_stack([rng.standard_normal((40, 2)), np.ones(40)])
+    Lambda = rng.standard_normal((40, C))
+    found = largest_correlation(Z, Lambda, 2000, 0)
+    assert found == pytest.approx(enumerated(Z, Lambda)[0], rel=1e-4)
+    assert found <= enumerated(Z, Lambda)[0] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("form", ["patches", "even or odd", "outputs"])
+def test_second_judge_sees_the_gap_of_the_programs_own_search(form):
+    from _suite.judge import judged_gap
+    from _suite.package import DualPoint, own_model
+    from bench_certificates import Problem, cut
+
+    loss = {"patches": "softmax", "even or odd": "logistic", "outputs": "squared"}[form]
+    problem = Problem("diabetes" if form == "outputs" else "digits", loss, 0.1, form=form, rows=60)
+    X, y = problem.load()
+    model = own_model(loss != "squared", alpha=0.1, tol=0.5, shrinkage=0.0, patches=problem.patches)
+    point = DualPoint(lambda: model.fit(X, y))
+    outputs = (model.predict if loss == "squared" else model.decision_function)(X)
+    rows = X if problem.patches is None else cut(X)
+    judged = judged_gap(loss, rows, y, outputs, 0.1, model.objective_, n_starts=2000)
+    own = point.gap(point.searcher(0, True)(2000, 100))
+    assert judged == pytest.approx(own, rel=0.02)

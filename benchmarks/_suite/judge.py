@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import entr, expit, softmax
 
 TOGETHER, STEPS, BEST = 1000, 30, 100
+IN_CACHE, LEAST_STARTS = 64_000, 64  # products of rows and starts at once, and starts
 
 
 def starts(Z: Array, count: int, rng: np.random.Generator) -> Iterator[tuple[Array, float]]:
@@ -33,16 +34,36 @@ def starts(Z: Array, count: int, rng: np.random.Generator) -> Iterator[tuple[Arr
 
 def climb(Z: Array, Lambda: Array, q: Array, first: float, last: float) -> tuple[Array, Array]:
     """Return the best values (S,) on the way up from q (k, S), and where they were."""
+    count = max(LEAST_STARTS, IN_CACHE // len(Z))  # that ascend together
+    parts = [q[:, i : i + count] for i in range(0, q.shape[1], count)]
+    ends = [_climb_together(Z, Lambda, part, first, last) for part in parts]
+    values, where = zip(*ends, strict=True)
+    return np.concatenate(values), np.hstack(where)
+
+
+def _climb_together(
+    Z: Array, Lambda: Array, q: Array, first: float, last: float
+) -> tuple[Array, Array]:
     q = q / np.linalg.norm(q, axis=0)
     best, where = np.zeros(q.shape[1], q.dtype), q
+    slopes = (Lambda * Z).T.copy() if Lambda.shape[1] == 1 else None
+    active = np.empty((len(Z), q.shape[1]), q.dtype)
     for step in np.geomspace(first, last, STEPS).astype(q.dtype):
         H = Z @ q
-        T = Lambda.T @ np.maximum(H, 0)
-        values = np.linalg.norm(T, axis=0)
+        np.greater(H, 0, out=active)
+        if slopes is None:
+            H *= active
+            T = Lambda.T @ H
+            values = np.linalg.norm(T, axis=0)
+            T = Lambda @ (T / np.maximum(values, 1e-30))
+            T *= active
+            gradient = Z.T @ T
+        else:
+            gradient = slopes @ active
+            T = (q * gradient).sum(axis=0)
+            values, gradient = np.abs(T), gradient * np.sign(T)
         better = values > best
         best, where = np.where(better, values, best), np.where(better, q, where)
-        slopes = (Lambda @ (T / np.maximum(values, 1e-30))) * (H > 0)
-        gradient = Z.T @ slopes
         q = q + step * gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-30)
         q /= np.linalg.norm(q, axis=0)
     return best, where
@@ -69,21 +90,23 @@ def judged_gap(
     Parameters
     ----------
     loss : {"squared", "logistic", "softmax"}
-    X : array of shape (n, d)
-    y : array of shape (n,)
+    X : array of shape (n K, d)
+        K patches of each sample, of which units take the mean; mostly K is one.
+    y : array of shape (n,) or (n, C)
         Numbers, or codes of classes.
     outputs : array of shape (n,) or (n, C)
         Numbers, or logits.
     alpha, primal : float
     n_starts : int
     """
-    n = len(X)
+    n = len(y)
     F = outputs.reshape(n, -1)
-    Y = np.eye(F.shape[1])[y] if loss == "softmax" else y.reshape(n, 1).astype(np.float64)
+    Y = np.eye(F.shape[1])[y] if loss == "softmax" else y.reshape(F.shape).astype(np.float64)
     predicted = {"squared": lambda: F, "logistic": lambda: expit(F)}
     residual = Y - predicted.get(loss, lambda: softmax(F, axis=1))()
     residual -= residual.mean(axis=0)
-    largest = largest_correlation(whiten(X)[0], residual / n, n_starts, 1)
+    Lambda = np.repeat(residual / len(X), len(X) // n, axis=0)
+    largest = largest_correlation(whiten(X)[0], Lambda, n_starts, 1)
     residual *= min(1.0, alpha / largest)
     if loss == "squared":
         dual = float((residual * Y - residual**2 / 2).sum() / n)
