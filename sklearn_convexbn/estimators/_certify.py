@@ -300,17 +300,18 @@ def certify(
     }
     check_arguments("certify", arguments, CONSTRAINTS)
     refuse_shards("certify")
-    layers = read_network(network, X)
-    with_intercept = layers.setting("fit_intercept", fit_intercept, layers.has_output_bias)
-    data = _training_data(layers, X, y, sample_weight, loss, bool(with_intercept))
-    problem, whitening = state_problem(
-        data,
+    data, problem, whitening, neurons = stated(
+        network,
+        X,
+        y,
+        caller="certify",
         alpha=float(alpha),
-        fit_intercept=bool(with_intercept),
-        n_components=layers.setting("n_components_", n_components, None),
-        shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
+        loss=loss,
+        sample_weight=sample_weight,
+        n_components=n_components,
+        shrinkage=shrinkage,
+        fit_intercept=fit_intercept,
     )
-    neurons = _neurons(layers, data, problem, whitening)
     n_starts, n_evaluations = _size_of(effort)
     judged = _searched(
         problem,
@@ -324,6 +325,33 @@ def certify(
     return _certificate(judged, whitening, data.unit, stationarity_tol, n_evaluations)
 
 
+def stated(
+    network: Any,
+    X: Any,
+    y: Any,
+    *,
+    caller: str,
+    alpha: float,
+    loss: str | Loss | None,
+    sample_weight: Any,
+    n_components: int | float | None,
+    shrinkage: float | str | None,
+    fit_intercept: bool | None = None,
+) -> tuple[TrainingData, Problem, Whitening, Neurons]:
+    """Return the problem that a network was trained for, and the network in its coordinates."""
+    layers = read_network(network, X, caller)
+    with_intercept = layers.setting("fit_intercept", fit_intercept, layers.has_output_bias)
+    data = _training_data(layers, X, y, sample_weight, loss, bool(with_intercept), caller)
+    problem, whitening = state_problem(
+        data,
+        alpha=alpha,
+        fit_intercept=bool(with_intercept),
+        n_components=layers.setting("n_components_", n_components, None),
+        shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
+    )
+    return data, problem, whitening, _neurons(layers, data, problem, whitening)
+
+
 def _size_of(effort: str | int) -> tuple[int, int]:
     """Return the random starts and the evaluations of an effort."""
     if isinstance(effort, str):
@@ -332,7 +360,13 @@ def _size_of(effort: str | int) -> tuple[int, int]:
 
 
 def _training_data(
-    layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | Loss | None, fit_intercept: bool
+    layers: Layers,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    loss: str | Loss | None,
+    fit_intercept: bool,
+    caller: str,
 ) -> TrainingData:
     """Validate X and y, encode them as the estimators do and check that the network fits."""
     loss = layers.setting("loss", loss, _default_loss(layers, y))
@@ -341,7 +375,7 @@ def _training_data(
         kind = "labels" if is_classifier(layers.estimator) else "numbers"
     labels = kind == "labels"
     if isinstance(loss, str) and loss not in names_for(kind):
-        raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
+        raise ValueError(f"{caller} cannot judge a {layers.name} by loss={loss!r}.")
     chosen = resolved_loss(loss, kind)
     X = layers.as_rows(X)
     X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
