@@ -23,6 +23,7 @@ QUICK = {
     "plot_images": "digits: ",
     "plot_path_network": "columns used: ",
     "plot_export": "certificate (exact)",
+    "plot_wide_data": "n x d",
     "plot_replace_head": "Adam's objective is",
     "plot_one_dimensional": "certificate (exact)",
 }
