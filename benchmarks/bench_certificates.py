@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from _suite import data
 from _suite.benchmark import Benchmark
 from _suite.data import Array
@@ -26,6 +24,9 @@ from _suite.package import own_model, verifications
 from _suite.runner import clock
 from _suite.store import Cell
 from _suite.tables import markdown
+
+import numpy as np
+import torch
 from bench_pursuit import CASES, Clocked, ClockedPursuit
 from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning

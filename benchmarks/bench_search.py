@@ -17,8 +17,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from _suite import data
 from _suite.benchmark import Benchmark
 from _suite.data import Array
@@ -26,6 +24,9 @@ from _suite.package import DualPoint, own_model
 from _suite.runner import clock, timed
 from _suite.store import Cell
 from _suite.tables import geometric_mean, markdown
+
+import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_convexbn.solvers import Pursuit

@@ -14,6 +14,7 @@ from sklearn_convexbn.displays import (
     SpectrumDisplay,
 )
 from sklearn_convexbn.estimators._certify import certify
+from sklearn_convexbn.estimators._conditioning import conditioning
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn.estimators._export import export_int8
 from sklearn_convexbn.estimators._heads import replace_head
@@ -47,6 +48,7 @@ __all__ = [
     "alpha_max",
     "certified_radius",
     "certify",
+    "conditioning",
     "convexbn_path",
     "export_int8",
     "lipschitz_bound",

@@ -116,6 +116,7 @@ def test_second_judge_finds_the_largest_correlation(C):
 def test_second_judge_sees_the_gap_of_the_programs_own_search(form):
     from _suite.judge import judged_gap
     from _suite.package import DualPoint, own_model
+
     from bench_certificates import Problem, cut
 
     loss = {"patches": "softmax", "even or odd": "logistic", "outputs": "squared"}[form]

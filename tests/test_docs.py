@@ -9,7 +9,8 @@ import sklearn_convexbn
 from sklearn_convexbn import losses, solvers
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-EXECUTED = ["add_a_loss", "depth", "images", "index", "install", "quickstart", "robustness"]
+EXECUTED = ["add_a_loss", "conditioning", "depth", "images", "index", "install", "quickstart"]
+EXECUTED += ["robustness", "wide_data"]
 NUMBER = r"-?\d+\.?\d*(?:e[-+]?\d+)?"
 
 

@@ -21,8 +21,10 @@ QUICK = {
     "plot_convergence": "excess at most the gap",
     "plot_decision_boundaries": "three rings   ConvexBNClassifier",
     "plot_images": "digits: ",
+    "plot_int8": "in 8 bits",
     "plot_path_network": "columns used: ",
     "plot_export": "certificate (exact)",
+    "plot_wide_data": "n x d",
     "plot_replace_head": "Adam's objective is",
     "plot_one_dimensional": "certificate (exact)",
 }

@@ -162,6 +162,7 @@ def public_objects():
         "alpha_max",
         "certified_radius",
         "certify",
+        "conditioning",
         "convexbn_path",
         "export_int8",
         "lipschitz_bound",

@@ -23,6 +23,7 @@ from sklearn_convexbn import (
     alpha_max,
     certified_radius,
     certify,
+    conditioning,
     convexbn_path,
     export_int8,
     lipschitz_bound,
@@ -62,6 +63,9 @@ path = convexbn_path(X, y)
 certificate = certify(regressor, X, y, alpha=0.1)
 assert_type(certificate.gap, float)
 assert_type(certificate.direction.weights, np.ndarray)
+spectra = conditioning(regressor, X, y, random_state=0)
+condition: float = spectra.whitened.final.condition_number(0.9)
+eigenvalues: np.ndarray = spectra.plain.gram.eigenvalues
 radius: np.ndarray = certified_radius(classifier, X)
 bound = lipschitz_bound(classifier)
 assert_type(bound, float)

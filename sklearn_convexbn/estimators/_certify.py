@@ -285,7 +285,7 @@ def certify(
     }
     check_arguments("certify", of_problem | of_search, CONSTRAINTS)
     refuse_shards("certify")
-    stated = problem_of_network(network, X, y, sample_weight, **of_problem)
+    stated = problem_of_network(network, X, y, sample_weight, caller="certify", **of_problem)
     n_starts, n_evaluations = _size_of(effort)
     judged = _searched(
         stated,
@@ -380,7 +380,7 @@ def _certificate(
     judged: _Judged, stationarity_tol: float, n_evaluations: int
 ) -> NetworkCertificate:
     """Scale the dual point to what was found, and to what can be proven."""
-    (problem, whitening, neurons, unit), Lambda = judged.stated, judged.Lambda
+    (data, problem, whitening, neurons), Lambda = judged.stated, judged.Lambda
     found = _with_proof(judged, n_evaluations)
     largest = max(judged.own, float(found.values.max()))
     q = found.directions[:, found.values.argmax()]
@@ -397,8 +397,8 @@ def _certificate(
     weights, offset = whitening.hidden_layer(q[None])
     output = problem.pooling.on_rows(Lambda).T @ np.maximum(problem.Z @ q, 0.0)
     return NetworkCertificate(
-        primal=primal * unit,
-        dual=dual * unit,
+        primal=primal * data.unit,
+        dual=dual * data.unit,
         gap=relative_gap(primal, dual),
         infeasibility=max(0.0, (bound if exact else largest) / problem.alpha - 1.0),
         kind="exact" if exact else "estimated",

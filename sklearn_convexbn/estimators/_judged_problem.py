@@ -33,12 +33,12 @@ ROUNDINGS_OF_TERMS = 16
 
 
 class Stated(NamedTuple):
-    """A training problem, the network as its neurons, and the unit of its objective."""
+    """A training problem and its data, and the network as neurons in its coordinates."""
 
+    data: TrainingData
     problem: Problem
     whitening: Whitening
     neurons: Neurons
-    unit: float
 
 
 def problem_of_network(
@@ -47,13 +47,16 @@ def problem_of_network(
     y: Any,
     sample_weight: Any,
     *,
+    caller: str,
     alpha: float,
     loss: str | Loss | None,
     n_components: int | float | None,
     shrinkage: float | str | None,
-    fit_intercept: bool | None,
+    fit_intercept: bool | None = None,
 ) -> Stated:
     """Read a network and state the problem; what is None is the network's own, as for `certify`.
+
+    Errors name the `caller`.
 
     Raises
     ------
@@ -62,9 +65,9 @@ def problem_of_network(
     ValueError
         If it does not fit to the data or is none of the problem's.
     """
-    layers = read_network(network, X)
+    layers = read_network(network, X, caller)
     with_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
-    data = _training_data(layers, X, y, sample_weight, loss, with_intercept)
+    data = _training_data(layers, X, y, sample_weight, loss, with_intercept, caller)
     problem, whitening = state_problem(
         data,
         alpha=float(alpha),
@@ -72,11 +75,17 @@ def problem_of_network(
         n_components=layers.setting("n_components_", n_components, None),
         shrinkage=layers.setting("shrinkage_", shrinkage, 0.0),
     )
-    return Stated(problem, whitening, _neurons(layers, data, problem, whitening), data.unit)
+    return Stated(data, problem, whitening, _neurons(layers, data, problem, whitening))
 
 
 def _training_data(
-    layers: Layers, X: Any, y: Any, sample_weight: Any, loss: str | Loss | None, fit_intercept: bool
+    layers: Layers,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    loss: str | Loss | None,
+    fit_intercept: bool,
+    caller: str,
 ) -> TrainingData:
     """Validate X and y, encode them as the estimators do and check that the network fits."""
     loss = layers.setting("loss", loss, _default_loss(layers, y))
@@ -85,7 +94,7 @@ def _training_data(
         kind = "labels" if is_classifier(layers.estimator) else "numbers"
     labels = kind == "labels"
     if isinstance(loss, str) and loss not in names_for(kind):
-        raise ValueError(f"certify cannot judge a {layers.name} by loss={loss!r}.")
+        raise ValueError(f"{caller} cannot judge a {layers.name} by loss={loss!r}.")
     chosen = resolved_loss(loss, kind)
     X = layers.as_rows(X)
     X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
