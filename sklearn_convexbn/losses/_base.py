@@ -40,6 +40,8 @@ class Loss(BaseEstimator, ABC):
     identity_hessian : bool, default=False
         Whether the Hessian of one row's loss is the identity everywhere, so that it is half the
         squared distance from a target and a constant. Solvers then factorise once.
+    exact_curvatures : bool, default=False
+        Whether :meth:`curvatures` are the Hessian, and cheaper for many outputs.
     accepts : frozenset of {"numbers", "labels"}, default={"numbers"}
         Targets it is for: numbers of regressors, labels of classifiers, or both. Labels are
         encoded as one target of -1 and 1 for two classes and one-hot for more.
@@ -54,6 +56,7 @@ class Loss(BaseEstimator, ABC):
     name: ClassVar[str]
     curvature: float = float("inf")
     identity_hessian: ClassVar[bool] = False
+    exact_curvatures: ClassVar[bool] = False
     accepts: ClassVar[frozenset[str]] = frozenset({"numbers"})
     target_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     rescales_target: ClassVar[bool] = True
@@ -145,6 +148,7 @@ class SquaredError(Loss):
     name = "squared"
     curvature = 1.0
     identity_hessian = True
+    exact_curvatures = True
     accepts = frozenset({"numbers", "labels"})
 
     def value(self, F: Same, Y: Same, p: Same) -> Any:
@@ -213,6 +217,7 @@ class SoftmaxLoss(Loss):
 
     name = "softmax"
     curvature = 0.5
+    exact_curvatures = True
     accepts = frozenset({"labels"})
 
     def value(self, F: Same, Y: Same, p: Same) -> Any:
@@ -392,6 +397,9 @@ def newton_step(loss: Loss, F: Same, Y: Same, p: Same, slope: Same, shards: Shar
 
 def newton_change(loss: Loss, F: Same, Y: Same, p: Same, step: Same, block: int = 4096) -> Same:
     """Return how a step of the intercept (C,) changes the gradient (n, C), to first order."""
+    if loss.exact_curvatures:
+        D, U = loss.curvatures(F, Y, p)
+        return D * step - ((U @ step)[:, :, None] * U).sum(axis=0)
     blocks = [slice(start, start + block) for start in range(0, len(F), block)]
     products = [loss.hessian(F[rows], Y[rows], p[rows]) @ step for rows in blocks]
     return array_namespace(F).concatenate(products)
@@ -407,6 +415,12 @@ def _slope(loss: Loss, F: Same, Y: Same, p: Same, shards: Shards) -> tuple[Same,
 
 def _summed_hessian(loss: Loss, F: Same, Y: Same, p: Same, block: int = 4096) -> Same:
     """Return the sum of the Hessians of all rows (C, C)."""
+    if loss.exact_curvatures:
+        D, U = loss.curvatures(F, Y, p)
+        couplings = U.reshape(-1, F.shape[1])
+        H = -couplings.T @ couplings
+        H.reshape(-1)[:: len(H) + 1] = (D - (U * U).sum(axis=0)).sum(axis=0)
+        return H
     if len(F) <= block:
         return loss.hessian(F, Y, p).sum(axis=0)
     blocks = [slice(start, start + block) for start in range(0, len(F), block)]

@@ -7,8 +7,9 @@ that many columns in A. A round has two steps, each with a line search.
 
 1. A proximal Newton step in a metric that does not couple outputs: output c has the Gram matrix
    :math:`H_c = A^T \mathrm{diag}(W_c) A`, with W the diagonals of the Hessians of the loss.
-   Where these are equal for all outputs one matrix does; for the squared loss it is exact. The
-   quadratic group lasso is solved by Newton's method on one scale a neuron, as in
+   Where these are equal for all outputs one matrix does; for the squared loss it is exact. For
+   many outputs one matrix of mean curvatures does, too, until it gains too little. The quadratic
+   group lasso is solved by Newton's method on one scale a neuron, as in
    :mod:`~sklearn_convexbn.solvers._group_newton`:
 
    .. math:: \phi(\eta) = \min_V q(V) + \frac{\alpha}{2} \sum_j (|V_j|^2 / \eta_j + \eta_j),
@@ -24,6 +25,7 @@ that many columns in A. A round has two steps, each with a line search.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -48,6 +50,10 @@ from sklearn_convexbn.support._sharding import Shards
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
+
+#: For more outputs than this one matrix, that of their root mean square curvatures, stands for all
+#: of theirs, as long as a round brings the gap to this part of what it was.
+MOST_MATRICES, ENOUGH = 8, 0.8
 
 #: Damping of Newton's method on the scales where it fails undamped, because the Hessian is nearly
 #: singular, relative to its largest diagonal entry. The largest ones take short gradient steps.
@@ -155,15 +161,17 @@ class _Refit(Method[_Point]):
 
     def __init__(self, program: _Program, tol: float, **patience: int) -> None:
         super().__init__(program, tol, **patience)
-        self.program = program
+        self.program, self.last_gap = program, math.inf
+        self.shared = not program.loss.identity_hessian and program.Y.shape[1] > MOST_MATRICES
 
     def values(self, point: _Point) -> tuple[float, float]:
         return point.phi, point.dual
 
     def step(self, point: _Point, gap: float) -> _Point | None:
+        self.shared, self.last_gap = self.shared and gap <= ENOUGH * self.last_gap, gap
         best, first = point, gap
         for step in (_proximal_step, _newton_step):
-            new = step(self.program, best, gap, self.tol)
+            new = step(self.program, best, gap, self.tol, self.shared)
             best = new if new.phi <= best.phi * ROUNDING else best
             gap = self.gap(best.phi, new.dual)
             if gap <= self.tol:
@@ -266,32 +274,40 @@ class _Metric:
         index, eta = keep.nonzero()[:, 0], torch.where(keep, eta, 0.0)
         root = eta[index].sqrt().repeat_interleave(self.cells).unsqueeze(1)
         index = columns_of(index, self.cells)
-        matrices = self.H[:, index][:, :, index] * root * root.T
-        matrices.diagonal(dim1=1, dim2=2).add_(self.alpha)
-        factor = torch.stack([safe_cholesky(matrix) for matrix in matrices])
+        # One output at a time: its matrices stay in the cache.
+        factor = torch.stack([self._factor(H[index[:, None], index], root) for H in self.H])
         right, V = root * self.split(R[index]), torch.zeros_like(R)
         V[index] = self.join(root * torch.cholesky_solve(right, factor))
         return _Scales(eta, index, V, factor, 0.5 * float(self.alpha * eta.sum() - (R * V).sum()))
 
+    def _factor(self, H: Tensor, root: Tensor) -> Tensor:
+        matrix = H.mul_(root).mul_(root.T)
+        matrix.diagonal().add_(self.alpha)
+        return safe_cholesky(matrix)
+
     def scale_hessian(self, at: _Scales, w: Tensor, rows: Tensor) -> Tensor:
         """Return the Hessian of phi in the scales `rows`."""
         rows = columns_of(rows, self.cells)
-        columns = self.H[:, :, rows]
         root = at.eta.repeat_interleave(self.cells)[at.index].sqrt().unsqueeze(1)
-        half = torch.linalg.solve_triangular(at.factor, root * columns[:, at.index], upper=False)
-        w = self.split(w[rows])
-        H = ((columns[:, rows] - half.mT @ half) * (w @ w.mT)).sum(dim=0) / self.alpha**2
+        total = self.H.new_zeros(len(rows), len(rows))
+        for H, factor, w_c in zip(self.H, at.factor, self.split(w[rows]), strict=True):
+            columns = H[:, rows]
+            half = torch.linalg.solve_triangular(factor, root * columns[at.index], upper=False)
+            total += (columns[rows] - half.T @ half) * (w_c @ w_c.T)
+        H = total / self.alpha**2
         return H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
 
 
-def _metric(program: _Program, F: Tensor, rows: Tensor) -> _Metric:
-    """Return the metric of the neurons `rows` at F."""
+def _metric(program: _Program, F: Tensor, rows: Tensor, shared: bool) -> _Metric:
+    """Return the metric of the neurons `rows` at F, or one for all outputs."""
     A = program.A.columns(rows)
     D, U = program.curvatures(F)
     W = D - (U * U).sum(dim=0)
     alike = float((W - W[:, :1]).abs().max()) == 0.0 if len(W) else True
     if program.shards.maximum(float(not alike)) == 0.0:
         W = W[:, :1]
+    elif shared:
+        W = W.square().mean(dim=1, keepdim=True).sqrt()
     H = A.gram(W)
     if not program.fit_intercept:
         return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha, A.cells)
@@ -343,13 +359,15 @@ def _scale_step(
     return scale_step(attempts, norms, alpha, target, working_set, hessian, solve)
 
 
-def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
+def _proximal_step(
+    program: _Program, point: _Point, gap: float, tol: float, shared: bool
+) -> _Point:
     """Step to the solution of the model without couplings, on the support and violators."""
     norms = program.norms(point.V)
     rows = ((norms > 0) | (program.norms(point.gradient) > program.alpha)).nonzero()[:, 0]
     if len(rows) == 0:
         return point
-    metric, columns = _metric(program, point.F, rows), program.A.columns_of(rows)
+    metric, columns = _metric(program, point.F, rows, shared), program.A.columns_of(rows)
     V, g = point.V[columns], point.gradient[columns]
     R = metric.apply(V) - g
     fit = point.phi - program.alpha * float(norms.sum())
@@ -364,7 +382,7 @@ def _proximal_step(program: _Program, point: _Point, gap: float, tol: float) -> 
 # ------------------------------------------------------------------- Newton step on the support
 
 
-def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _Point:
+def _newton_step(program: _Program, point: _Point, gap: float, tol: float, shared: bool) -> _Point:
     """Take a Newton step on the neurons that are not zero, where the objective is smooth."""
     norms, cells = program.norms(point.V), program.A.cells
     if not bool(norms.any()):
@@ -391,7 +409,7 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float) -> _P
         tangential = D - unit * along.unsqueeze(1)
         return A.correlations(curved(change + intercept(change))) + stiffness * tangential
 
-    metric = _metric(program, point.F, rows)
+    metric = _metric(program, point.F, rows, shared)
     factor = metric.ridge(norms[rows], point.V[columns]).factor
 
     def scaled(g: Tensor) -> Tensor:
