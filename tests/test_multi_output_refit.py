@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from sklearn.datasets import make_regression
 
 from sklearn_convexbn import convexbn_path
-from sklearn_convexbn.losses._base import LOSSES, optimal_intercept
+from sklearn_convexbn.losses._base import (
+    LOSSES,
+    _summed_hessian,
+    newton_change,
+    optimal_intercept,
+)
 from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
@@ -239,6 +244,43 @@ def test_row_hessians_are_those_of_the_loss(loss):
     torch.testing.assert_close(full, LOSSES[loss].hessian(F, Y, p))
     inverse = _multi_output_refit._summed_inverse(D, U, ALL_HERE)
     torch.testing.assert_close(inverse, torch.linalg.pinv(full.sum(dim=0), hermitian=True))
+
+
+def test_many_classes_share_a_metric_while_it_gains(monkeypatch):
+    """One Gram matrix for twelve classes leads to the same optimum as one for each."""
+    metric, matrices = _multi_output_refit._metric, []
+
+    def spy(*arguments):
+        matrices.append(len((found := metric(*arguments)).H))
+        return found
+
+    monkeypatch.setattr(_multi_output_refit, "_metric", spy)
+    A, Y, p, alpha = refit_data(5, "softmax", 12, n=200)
+    V, b = refit(A, Y, p, alpha, "softmax", tol=0.05)
+    assert relative_gap(A, Y, p, alpha, "softmax", V, b) <= 0.05
+    assert set(matrices) == {1}
+    V, b = refit(A, Y, p, alpha, "softmax")
+    assert_optimal(A, Y, p, alpha, "softmax", V, b)
+    monkeypatch.setattr(_multi_output_refit, "ENOUGH", 0.0)
+    matrices.clear()
+    W, c = refit(A, Y, p, alpha, "softmax")
+    assert 12 in matrices
+    assert objective(A, Y, p, alpha, "softmax", V, b) == pytest.approx(
+        objective(A, Y, p, alpha, "softmax", W, c), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("loss", ["squared", "softmax"])
+def test_the_best_intercept_of_many_outputs_needs_no_matrix_a_row(loss, monkeypatch):
+    _, Y, p, _ = refit_data(11, loss, 5)
+    F = torch.as_tensor(np.random.default_rng(0).normal(size=Y.shape))
+    H = LOSSES[loss].hessian(F, Y, p)
+    step = torch.arange(5.0, dtype=torch.float64)
+    monkeypatch.setattr(type(LOSSES[loss]), "hessian", None)
+    torch.testing.assert_close(_summed_hessian(LOSSES[loss], F, Y, p), H.sum(dim=0))
+    torch.testing.assert_close(newton_change(LOSSES[loss], F, Y, p, step), H @ step)
+    b = optimal_intercept(LOSSES[loss], F, Y, p, ALL_HERE)
+    assert float(LOSSES[loss].gradient(F + b, Y, p).sum(dim=0).abs().max()) <= 1e-15
 
 
 def test_violators_enter_where_the_scale_hessian_is_singular():

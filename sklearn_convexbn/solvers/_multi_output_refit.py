@@ -62,8 +62,9 @@ DAMPINGS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0)
 #: Steps may raise the objective by this factor: rounding errors hide what they gain at the end.
 ROUNDING = 1.0 + 1e-15
 
-#: Conjugate gradient steps of one Newton step, and the decrease of the residual that ends them.
-MAX_CG_STEPS, CG_TOLERANCE = 60, 1e-2
+#: Conjugate gradient steps of one Newton step, and the decrease of the residual that ends them: at
+#: least the first, or this share of the decrease of the gap that is still needed.
+MAX_CG_STEPS, CG_TOLERANCE, CG_SHARE = 60, 1e-2, 0.3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -428,7 +429,7 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float, share
     if length == 0.0:
         return point
     # Beyond this radius the Hessian is zero up to rounding errors.
-    radius, goal = 1e6 * length, CG_TOLERANCE * length
+    radius, goal = 1e6 * length, max(CG_TOLERANCE, CG_SHARE * min(tol / gap, 1.0)) * length
     x, _ = truncated_cg(product, g, radius, goal, n_steps=MAX_CG_STEPS)
     D = unscaled(x)
     return _search_line(program, point, point.V[columns] + D, rows, intercept(A.fit(D)))
