@@ -25,7 +25,7 @@ from sklearn_convexbn.fit._path_training import alphas_down_to
 ESTIMATORS = [
     PathNetRegressor(alpha=0.1),
     PathNetRegressor(alpha=0.1, inner_width=0, fit_intercept=False),
-    PathNetRegressor(alpha=0.1, norm="l2"),
+    PathNetRegressor(alpha=0.3, norm="l2"),
     PathNetClassifier(alpha=0.1),
     PathNetClassifier(alpha=0.1, loss="squared_error", class_weight="balanced"),
     PathNetRegressorCV([0.3, 0.1], cv=2),
