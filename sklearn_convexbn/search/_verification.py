@@ -20,9 +20,8 @@ from sklearn_convexbn.support._arrays import Array
 #: Ascent steps, and relatives of maxima: one for so many starts, but at most so many.
 STEPS, STARTS_A_RELATIVE, MOST_RELATIVES = 20, 4, 500
 
-#: How often relatives are looked for, and how many starts ascend together until progress is told:
-#: a few at first, then as many as so far.
-GENERATIONS, FIRST_PART, LARGEST_PART = 2, 250, 5000
+#: How often relatives are looked for, and how many starts ascend until progress is told, at most.
+GENERATIONS, LARGEST_PART = 2, 5000
 
 #: Told of the starts so far and the largest value found; what is true ends the search.
 Progress = Callable[[int, float], bool | None]
@@ -63,6 +62,7 @@ def independent_search(
     *,
     n_starts: int,
     random_state: np.random.RandomState,
+    first_part: int = LARGEST_PART,
     progress: Progress | None = None,
 ) -> Verification:
     """Search for large correlations from fresh starts, without what other searches remember.
@@ -78,6 +78,8 @@ def independent_search(
         Units that are starts besides the random ones.
     n_starts : int
     random_state : numpy.random.RandomState
+    first_part : int, default=5000
+        So many starts ascend first; each later part has as many as all before it, or 5000.
     progress : callable, default=None
         ``progress(n_starts, largest)`` is told how far the search has come, and may end it: where
         what has been found decides already, more starts decide nothing.
@@ -89,7 +91,7 @@ def independent_search(
     ends: list[Found] = []
     first = 0
     while first < n_starts:
-        count = min(max(first, FIRST_PART), LARGEST_PART, n_starts - first)
+        count = min(max(first, first_part), LARGEST_PART, n_starts - first)
         is_last = first + count == n_starts
         effort = Effort(count, n_relatives, STEPS, n_generations if is_last else 0, polished=True)
         values, directions = search(Lambda, known if first == 0 else known[:, :0], effort)

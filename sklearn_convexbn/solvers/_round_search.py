@@ -26,6 +26,9 @@ UNPOLISHED_TOLERANCE = 0.05
 #: have cost: a third of all then.
 VERIFICATION_SHARE = 0.5
 
+#: Its starts that ascend first, to see whether it is over soon.
+FIRST_PART = 250
+
 
 class Outcome(NamedTuple):
     """What the searches of a round have found.
@@ -151,6 +154,7 @@ class RoundSearch:
             neurons.directions.T,
             n_starts=n_starts,
             random_state=self._own_state,
+            first_part=FIRST_PART,
             progress=lambda _, largest: not self._passes(neurons, reached(largest)),
         )
         self._search.maxima = verification.maxima  # where rounds look first, should it go on
