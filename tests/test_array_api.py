@@ -8,6 +8,8 @@ import torch
 from sklearn.datasets import load_diabetes
 
 from sklearn_convexbn.data._rows import Rows
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, output_with_array_api, random_neurons, solve, whiten
 
 CODE = """
@@ -74,8 +76,8 @@ def test_a_problem_in_tensors_is_the_same_problem(loss, wine):
     X, y = wine
     Y = np.eye(3)[y] if loss == "softmax" else X[:, :1] / X[:, 0].std()
     problem = make_problem(X[:, 1:6], Y, loss, 0.02)
-    tensors = {name: torch.as_tensor(getattr(problem, name)) for name in ("Z", "Y", "p")}
-    other = replace(problem, **tensors)
+    Z, Y, p = map(torch.as_tensor, (problem.Z, problem.Y, problem.p))
+    other = replace(problem, units=WhitenedUnits(Z, ALL_HERE), Y=Y, p=p)
     neurons = random_neurons(problem, 7, np.random.default_rng(0))
     assert other.objective(neurons) == pytest.approx(problem.objective(neurons), rel=1e-12)
     one, two = (each.certificate(neurons, largest_correlation=0.1)[1] for each in (problem, other))

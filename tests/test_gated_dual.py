@@ -10,9 +10,11 @@ from sklearn_convexbn.data._pooling import Pooling
 from sklearn_convexbn.losses import Loss, Poisson
 from sklearn_convexbn.losses._base import LOSSES
 from sklearn_convexbn.losses._dual_rows import DualRows
+from sklearn_convexbn.program.units._whitened import WhitenedUnits
 from sklearn_convexbn.solvers import _fista
 from sklearn_convexbn.solvers._gated_dual import affordable, solve_dual
 from sklearn_convexbn.solvers._gated_program import GatedProgram
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve, targets
 from tests.small_programs import random_problem
 
@@ -30,7 +32,8 @@ def pooled_problem(loss, C):
     rng = np.random.default_rng(C)
     problem = problem_of(loss, C, n=120)
     Y = targets(rng, 20, loss, C)
-    return replace(problem, Y=Y, p=np.full(20, 0.05), pooling=SIX_PATCHES)
+    units = WhitenedUnits(problem.Z, ALL_HERE, SIX_PATCHES)
+    return replace(problem, units=units, Y=Y, p=np.full(20, 0.05))
 
 
 def program_of(problem, dtype=torch.float64):

@@ -26,6 +26,7 @@ from sklearn_convexbn.solvers import (
 )
 from sklearn_convexbn.solvers._base import _better
 from sklearn_convexbn.support._compat import Interval
+from sklearn_convexbn.support._sharding import ALL_HERE
 from tests.helpers import make_problem, solve, targets
 
 BANK = {
@@ -161,7 +162,7 @@ def test_a_solver_has_rows_as_it_says_that_it_reads_them(solver, n, dtype, monke
     X, y = rng.normal(size=(n, 5)), rng.normal(size=n)
     model = ConvexBNRegressor(0.3, solver=solver, n_gates=5, random_state=0).fit(X, y)
     settings = _training.TrainingSettings.of(model.get_params(deep=False))
-    stated = _training.prepare(model._training_data(X, y, np.ones(n)), settings)
+    stated = _training.prepare(model._training_data(X, y, np.ones(n), ALL_HERE), settings)
     assert str(stated.problem.Z.dtype).removeprefix("torch.") == dtype
     assert {str(kind) for kind in Reader.rows} <= {dtype}
 
