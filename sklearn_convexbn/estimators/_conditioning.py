@@ -124,8 +124,8 @@ def conditioning(
     Returns
     -------
     spectra : Conditioning
-        Named tuple of :class:`LayerSpectra` `plain`, `batch_norm` and `whitened`; each
-        has the spectra `gram`, `initial` and `final`.
+        Named tuple of `plain`, `batch_norm` and `whitened`, each a `LayerSpectra` of `gram`,
+        `initial` and `final`.
 
     Raises
     ------
