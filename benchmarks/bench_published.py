@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from _suite.benchmark import Benchmark
 from _suite.runner import timed
 from _suite.store import Cell
 from _suite.tables import markdown
+
+import numpy as np
+import pandas as pd
 from bench_accuracy import load, make_model, warm_up
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
