@@ -5,8 +5,9 @@ import pytest
 from sklearn.datasets import load_iris
 
 from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor
-from sklearn_convexbn.search._bound import bounded_by_cones, proven
-from sklearn_convexbn.search._exact import is_affordable, largest_correlation
+from sklearn_convexbn.search import _bound
+from sklearn_convexbn.search._bound import AFFORDABLE_OPERATIONS, bounded_by_cones, proven
+from sklearn_convexbn.search._exact import exact_search_operations, largest_correlation
 from sklearn_convexbn.search._proof import prove
 from tests.helpers import make_problem
 
@@ -154,7 +155,7 @@ def test_fit_in_few_dimensions_is_proven():
     model = ConvexBNClassifier(alpha=0.03, tol=0.01, shrinkage=0.0, random_state=0).fit(X, y)
     certificate = model.certificate_
     problem_size = len(X), X.shape[1] + 1, 1
-    assert not is_affordable(*problem_size)
+    assert exact_search_operations(*problem_size) > AFFORDABLE_OPERATIONS
     assert certificate.kind == "exact"
     assert 0.0 <= certificate.gap <= 0.01
     closer = ConvexBNClassifier(alpha=0.03, tol=1e-4, shrinkage=0.0, random_state=0).fit(X, y)
@@ -165,6 +166,24 @@ def test_fit_in_many_dimensions_is_estimated(diabetes):
     X, y = diabetes
     model = ConvexBNRegressor(alpha=0.1, tol=0.01, random_state=0).fit(X, y)
     assert model.certificate_.kind == "estimated"
+
+
+def test_fit_gives_a_hopeless_proof_up_soon(monkeypatch, diabetes):
+    budgets, bounded = [], _bound.bounded_by_cones
+
+    def recorded(*args, **kwargs):
+        budgets.append(kwargs["n_evaluations"])
+        return bounded(*args, **kwargs)
+
+    monkeypatch.setattr(_bound, "bounded_by_cones", recorded)
+    hopeless = ConvexBNRegressor(0.003, n_components=6, tol=0.2, random_state=0)
+    assert hopeless.fit(*diabetes).certificate_.kind == "estimated"
+    assert set(budgets) == {_bound.HOPELESS_EVALUATIONS}
+    budgets.clear()
+    X, y = _iris()
+    hopeful = ConvexBNClassifier(0.03, tol=0.01, shrinkage=0.0, random_state=0).fit(X, y)
+    assert hopeful.certificate_.kind == "exact"
+    assert budgets[-2:] == [_bound.HOPELESS_EVALUATIONS, _bound.quick_evaluations(len(X))]
 
 
 def test_bound_that_is_not_wanted_is_no_proof():

@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_convexbn import ConvexBNRegressor, ConvexBNRegressorCV, convexbn_path, solvers
 from sklearn_convexbn.fit import _training
 from sklearn_convexbn.program._problem import Certificate, Neurons, relative_gap
-from sklearn_convexbn.search._bound import rows_are_independent
-from sklearn_convexbn.search._exact import is_affordable
+from sklearn_convexbn.search._bound import QUICK_OPERATIONS, rows_are_independent
+from sklearn_convexbn.search._exact import exact_search_operations
 from sklearn_convexbn.solvers import (
     CVXPY,
     FISTA,
@@ -73,9 +73,12 @@ def test_all_capable_solvers_agree(name):
         certificate = result.certificate
         assert result.converged
         assert 0 <= certificate.gap <= tol
-        proven = solver != "pursuit" or is_affordable(*problem.Z.shape, problem.n_outputs)
-        proven = proven or rows_are_independent(problem)
-        assert certificate.kind == ("exact" if proven else "estimated")
+        operations = exact_search_operations(*problem.Z.shape, problem.n_outputs)
+        proven = operations <= QUICK_OPERATIONS or rows_are_independent(problem)
+        if solver != "pursuit" or proven:
+            assert certificate.kind == "exact"
+        elif problem.n_outputs > 1:  # of one output, branch and bound may end in time
+            assert certificate.kind == "estimated"
         assert problem.objective(result.neurons) == pytest.approx(certificate.primal, rel=1e-9)
         if problem.activation == "relu" and problem.gates is not None:
             assert problem.cone_violation(result.neurons) <= 1e-6

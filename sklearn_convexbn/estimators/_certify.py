@@ -16,7 +16,7 @@ from sklearn_convexbn.losses import loss_constraint
 from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.program._arrangements import random_directions
 from sklearn_convexbn.program._problem import Certificate, relative_gap
-from sklearn_convexbn.search._bound import Found, bounded_by_cones, proven
+from sklearn_convexbn.search._bound import Found, bounded_by_cones, proven, quick_evaluations
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn.support._device import plain_torch, resolve_device
 from sklearn_convexbn.support._sharding import refuse_shards
@@ -361,7 +361,8 @@ def _with_proof(judged: _Judged, n_evaluations: int) -> Found:
     known = found.directions[:, np.argsort(-found.values, kind="stable")[:KNOWN_TO_PROOF]]
     largest = max(judged.own, float(found.values.max()), problem.alpha)
     # At first what a fit has taken, down to what is attained: to prove no less than it did.
-    for closeness, count in ((1e-9, None), (PROOF_CLOSENESS, n_evaluations)):
+    quick = quick_evaluations(problem.units.n_rows)
+    for closeness, count in ((1e-9, quick), (PROOF_CLOSENESS, n_evaluations)):
         cones = bounded_by_cones(
             problem,
             judged.Lambda,

@@ -17,8 +17,15 @@ from sklearn_convexbn.support._arrays import Array, as_numpy
 #: Dimensions in which, and rows on which, branch and bound over cones may prove something.
 PROOF_DIMENSIONS, PROOF_ROWS = 8, 20_000
 
+#: Operations of an enumeration of arrangements that is worth it, about two seconds, and in a fit.
+AFFORDABLE_OPERATIONS, QUICK_OPERATIONS = 1e9, 1e8
+
 #: Evaluations that a proof may take in a fit, and their products with rows.
-QUICK_EVALUATIONS, QUICK_PRODUCTS = 10_000, 1.0e7
+QUICK_EVALUATIONS, QUICK_PRODUCTS = 30_000, 3.0e7
+
+#: A fit gives a proof up whose bound is so many times what is wanted after so many evaluations: of
+#: those that ended within its budget none was, most others are 5 to 40 times as large.
+HOPELESS, HOPELESS_EVALUATIONS = 4.0, 1000
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,11 @@ def tolerable_correlation(problem: Problem, neurons: Neurons, Lambda: Array, tol
     return low * problem.alpha
 
 
+def quick_evaluations(n_rows: int) -> int:
+    """Return the evaluations that a proof may take in a fit."""
+    return min(QUICK_EVALUATIONS, int(QUICK_PRODUCTS / n_rows))
+
+
 def bounded_by_cones(
     problem: Problem,
     Lambda: Array,
@@ -96,7 +108,7 @@ def bounded_by_cones(
     known: np.ndarray,
     wanted: float = 0.0,
     closeness: float = 1e-3,
-    n_evaluations: int | None = None,
+    n_evaluations: int,
 ) -> Found:
     """Return the bound that branch and bound over cones has after so many evaluations.
 
@@ -112,8 +124,8 @@ def bounded_by_cones(
         The proof ends when the bound is at most this,
     closeness : float, default=1e-3
         or when it is at most ``1 + closeness`` times the largest value met.
-    n_evaluations : int, default=None
-        None for the small budget of a fit. A million takes 3 to 8 s.
+    n_evaluations : int
+        A million takes 3 to 8 s.
 
     Returns
     -------
@@ -127,8 +139,6 @@ def bounded_by_cones(
     few = units.n_parameters <= PROOF_DIMENSIONS and units.n_rows <= PROOF_ROWS
     if not (few and problem.n_weights == 1 and isinstance(units, WhitenedUnits)):
         return Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
-    if n_evaluations is None:
-        n_evaluations = min(QUICK_EVALUATIONS, int(QUICK_PRODUCTS / units.n_rows))
     proof = prove(
         *units.gathered(Lambda),
         wanted=wanted,
@@ -154,13 +164,13 @@ def proven(
     problem : Problem
     Lambda : ndarray or torch.Tensor of shape (n, C)
     wanted : float, default=None
-        A bound of this size is good enough. With it, branch and bound over cones is tried where
-        rows are too many to enumerate their arrangements; a larger bound of that kind is left
-        out (:func:`bounded_by_cones` returns it).
+        A bound of this size is good enough, for a fit, which enumerates the arrangements of fewer
+        rows. Where they are more, branch and bound over cones is tried; a larger bound of that
+        kind is left out (:func:`bounded_by_cones` returns it).
     known : ndarray of shape (k, m), default=None
         The best directions of a search, for branch and bound over cones.
     n_evaluations : int, default=None
-        What that may take; None for the small budget of a fit.
+        What that may take; None for the small budget of a fit, of which hopeless ones take a part.
 
     Returns
     -------
@@ -168,7 +178,7 @@ def proven(
         The least bound of all ways to prove one that are affordable, infinite if none is, with
         directions that attain it, or for several outputs and too many rows come near.
     """
-    from sklearn_convexbn.search._exact import is_affordable, largest_correlation
+    from sklearn_convexbn.search._exact import exact_search_operations, largest_correlation
 
     units = problem.units
     found = Found(np.zeros(0), np.zeros((units.n_parameters, 0)))
@@ -181,15 +191,30 @@ def proven(
     size = units.n_rows, units.n_parameters, problem.n_weights
     if found.is_tight or not isinstance(units, WhitenedUnits):
         return found
-    if not is_affordable(*size):
+    affordable = AFFORDABLE_OPERATIONS if wanted is None else QUICK_OPERATIONS
+    if exact_search_operations(*size) > affordable:
         if wanted is None:
             return found
         known = found.directions if known is None else known
-        cones = bounded_by_cones(
-            problem, Lambda, known=known, wanted=wanted, closeness=0.0, n_evaluations=n_evaluations
-        )
-        # Rounding of what ended the proof aside.
-        enough = cones.bound <= wanted * (1.0 + 1e-9)
-        return found.joined(cones if enough else replace(cones, bound=np.inf))
+        return found.joined(_proven_by_cones(problem, Lambda, wanted, known, n_evaluations))
     value, q = largest_correlation(*units.gathered(Lambda))
     return found.joined(Found(np.array([value]), q[:, None], value))
+
+
+def _proven_by_cones(
+    problem: Problem, Lambda: Array, wanted: float, known: np.ndarray, n_evaluations: int | None
+) -> Found:
+    """Return what branch and bound over cones finds, with its bound where that is good enough."""
+    budgets: tuple[int, ...] = HOPELESS_EVALUATIONS, quick_evaluations(problem.units.n_rows)
+    if n_evaluations is not None:
+        budgets = (n_evaluations,)
+    for count in budgets:
+        cones = bounded_by_cones(
+            problem, Lambda, known=known, wanted=wanted, closeness=0.0, n_evaluations=count
+        )
+        # Rounding of what ended the proof aside.
+        if cones.bound <= wanted * (1.0 + 1e-9):
+            return cones
+        if cones.bound > HOPELESS * wanted:
+            break
+    return replace(cones, bound=np.inf)

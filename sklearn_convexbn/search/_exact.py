@@ -28,9 +28,6 @@ from sklearn_convexbn.support._sharding import ALL_HERE
 #: Binary exponent from which on a count of operations is called infinite.
 LARGEST_EXPONENT = 500
 
-#: A search of this many operations takes about two seconds and is worth a proof.
-AFFORDABLE_OPERATIONS = 1e9
-
 #: Elements of the sums held at once; bounds the memory and keeps them in the cache.
 BLOCK_ELEMENTS = 200_000
 
@@ -95,11 +92,6 @@ def largest_correlation(
     q = span @ search.q
     q /= np.linalg.norm(q)
     return float(np.linalg.norm(Lambda.T @ np.maximum(Z @ q, 0.0))), q
-
-
-def is_affordable(n: int, k: int, C: int) -> bool:
-    """Return whether :func:`largest_correlation` takes at most a few seconds."""
-    return exact_search_operations(n, k, C) <= AFFORDABLE_OPERATIONS
 
 
 def exact_search_operations(n: int, k: int, C: int) -> float:

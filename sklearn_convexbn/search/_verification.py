@@ -63,6 +63,7 @@ def independent_search(
     n_starts: int,
     random_state: np.random.RandomState,
     first_part: int = LARGEST_PART,
+    polished: bool = True,
     progress: Progress | None = None,
 ) -> Verification:
     """Search for large correlations from fresh starts, without what other searches remember.
@@ -80,6 +81,8 @@ def independent_search(
     random_state : numpy.random.RandomState
     first_part : int, default=5000
         So many starts ascend first; each later part has as many as all before it, or 5000.
+    polished : bool, default=True
+        Whether DC steps raise the best maxima.
     progress : callable, default=None
         ``progress(n_starts, largest)`` is told how far the search has come, and may end it: where
         what has been found decides already, more starts decide nothing.
@@ -93,7 +96,8 @@ def independent_search(
     while first < n_starts:
         count = min(max(first, first_part), LARGEST_PART, n_starts - first)
         is_last = first + count == n_starts
-        effort = Effort(count, n_relatives, STEPS, n_generations if is_last else 0, polished=True)
+        generations = n_generations if is_last else 0
+        effort = Effort(count, n_relatives, STEPS, generations, polished=polished)
         values, directions = search(Lambda, known if first == 0 else known[:, :0], effort)
         parts.append(Found(values, directions))
         ends.append(Found(values[:count], directions[:, :count]))

@@ -20,7 +20,7 @@ import numpy as np
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE, Iterate, RunSettings, Solver
 from sklearn_convexbn.solvers._orthant_slide import orthant_slide
-from sklearn_convexbn.solvers._round_search import RoundSearch, gap_left
+from sklearn_convexbn.solvers._round_search import RoundSearch
 from sklearn_convexbn.solvers._slide import of_norm_one, slide
 from sklearn_convexbn.support._compat import Interval, StrOptions
 
@@ -46,7 +46,7 @@ class Pursuit(Solver):
         Ascent steps of each round's search, once a rough one of 10 steps lets the fit stop.
     n_insert : int, default=60
         Largest number of neurons inserted in a round.
-    n_slide_steps : int, default=50
+    n_slide_steps : int, default=30
         Quasi-Newton steps on all neurons in a round.
     n_verify : int or "auto", default="auto"
         Random starts of the verification: a search with random numbers of its own that is made
@@ -75,7 +75,7 @@ class Pursuit(Solver):
         n_starts: int = 100,
         n_search_steps: int = 20,
         n_insert: int = 60,
-        n_slide_steps: int = 50,
+        n_slide_steps: int = 30,
         n_verify: int | str = "auto",
     ) -> None:
         self.n_starts = n_starts
@@ -110,7 +110,7 @@ class Pursuit(Solver):
             neurons = problem.shards.agreed(neurons)
             neurons, F = problem.with_best_intercept(neurons)
             Lambda = problem.dual_point(F)
-            found, n_verified, n_hits = search(neurons, Lambda)
+            found, gap, n_verified, n_hits = search(neurons, Lambda)
             yield Iterate(
                 neurons,
                 largest_correlation=found.largest,
@@ -123,8 +123,7 @@ class Pursuit(Solver):
                 found.values, signatures, problem.alpha, most=self.n_insert, cosine=0.98
             )
             neurons = _inserted(neurons, found.directions[:, new].T)
-            gap = max(gap_left(problem, neurons, found), settings.tol)
-            neurons = self._refined(problem, training, neurons, gap)
+            neurons = self._refined(problem, training, neurons, max(gap, settings.tol))
 
     def _refined(
         self, problem: Problem, training: _TorchProblem, neurons: Neurons, gap: float

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sklearn_convexbn.program._problem import Neurons, Problem
+from sklearn_convexbn.program._problem import Neurons, Problem, relative_gap
 from sklearn_convexbn.search._bound import Found, proven, tolerable_correlation
 from sklearn_convexbn.solvers._base import RunSettings
 from sklearn_convexbn.support._arrays import Array
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Ascent steps of a rough search.
 ROUGH_STEPS = 10
 
-#: From this tolerance on rounds do without DC steps, which raise maxima by a tenth of a percent.
+#: From this tolerance on searches do without DC steps, which raise maxima by a tenth of a percent.
 UNPOLISHED_TOLERANCE = 0.05
 
 #: A verification costs at most this part of what the searches and slides of the rounds
@@ -37,13 +37,29 @@ class Outcome(NamedTuple):
     ----------
     found : Found
         By all of them.
+    gap : float
+        The relative gap that is left.
     n_verified, n_hits : int
         Random starts of the verification, and how many ended in its best maximum; 0 without one.
     """
 
     found: Found
+    gap: float
     n_verified: int = 0
     n_hits: int = 0
+
+
+class _Round(NamedTuple):
+    """A network's objective and its dual point."""
+
+    problem: Problem
+    neurons: Neurons
+    primal: float
+    Lambda: Array
+
+    def gap(self, largest: float) -> float:
+        """Return the relative gap where no correlation is larger."""
+        return relative_gap(self.primal, self.problem.dual_value(self.Lambda, largest))
 
 
 class RoundSearch:
@@ -105,42 +121,42 @@ class RoundSearch:
     def __call__(self, neurons: Neurons, Lambda: Array) -> Outcome:
         """Search for violators of a dual point, as hard as it takes to know whether to stop."""
         self._work += len(neurons) * self._slide_steps
-        found = self._searched(neurons, Lambda, self._rough)
-        if not (self._needs_fine or self._passes(neurons, found)):
-            return Outcome(found)
-        found = found.joined(self._searched(neurons, Lambda, self._fine))
-        if not self._passes(neurons, found):
+        now = _Round(self.problem, neurons, self.problem.objective(neurons), Lambda)
+        found = self._searched(now, self._rough)
+        if not (self._needs_fine or self._passes(now, found.largest)):
+            return Outcome(found, now.gap(found.largest))
+        found = found.joined(self._searched(now, self._fine))
+        if not self._passes(now, found.largest):
             self._needs_fine = True
-            return Outcome(found)
+            return Outcome(found, now.gap(found.largest))
         if self.settings.provisional:
-            return Outcome(found)
+            return Outcome(found, now.gap(found.largest))
         enough = tolerable_correlation(self.problem, neurons, Lambda, self.settings.tol)
         bounded = found.joined(proven(self.problem, Lambda, wanted=enough, known=found.directions))
-        if bounded.proven and (bounded.is_tight or self._passes(neurons, bounded)):
-            return Outcome(bounded)
+        if bounded.proven and (bounded.is_tight or self._passes(now, bounded.largest)):
+            return Outcome(bounded, now.gap(bounded.largest))
         found = replace(bounded, bound=np.inf)  # what was met on the way to no proof
-        return self._verified(neurons, Lambda, found) if self.n_verify else Outcome(found)
+        if self.n_verify:
+            return self._verified(now, found)
+        return Outcome(found, now.gap(found.largest))
 
-    def _searched(self, neurons: Neurons, Lambda: Array, effort: Effort) -> Found:
+    def _searched(self, now: _Round, effort: Effort) -> Found:
         """Return what a search from fresh starts, earlier maxima and some neurons finds."""
-        known = neurons.directions.T
-        if len(neurons) > effort.n_starts:
-            order = self._search.random_state.permutation(len(neurons))
+        known = now.neurons.directions.T
+        if known.shape[1] > effort.n_starts:
+            order = self._search.random_state.permutation(known.shape[1])
             known = known[:, order[: effort.n_starts]]
-        found = Found(*self._search(Lambda, known, effort))
+        found = Found(*self._search(now.Lambda, known, effort))
         self._n_ascents += len(found.values)
         self._work += len(found.values) * effort.n_steps
         return found
 
-    def _verified(self, neurons: Neurons, Lambda: Array, found: Found) -> Outcome:
+    def _verified(self, now: _Round, found: Found) -> Outcome:
         """Search afresh, and join whatever that finds; the next time from twice the starts.
 
         What has found more than the tolerance allows has decided, and ends.
         """
         from sklearn_convexbn.search._verification import independent_search
-
-        def reached(largest: float) -> Found:
-            return Found(np.array([largest]), found.directions[:, :1])
 
         if self.n_verify == "auto":
             n_starts = self._affordable_starts()
@@ -150,16 +166,17 @@ class RoundSearch:
         verification = independent_search(
             self.units,
             self._draw(self._own_state),
-            Lambda,
-            neurons.directions.T,
+            now.Lambda,
+            now.neurons.directions.T,
             n_starts=n_starts,
             random_state=self._own_state,
             first_part=FIRST_PART,
-            progress=lambda _, largest: not self._passes(neurons, reached(largest)),
+            polished=self._fine.polished,
+            progress=lambda _, largest: not self._passes(now, max(largest, found.largest)),
         )
         self._search.maxima = verification.maxima  # where rounds look first, should it go on
         found = found.joined(verification.found)
-        return Outcome(found, verification.n_starts, verification.n_hits)
+        return Outcome(found, now.gap(found.largest), verification.n_starts, verification.n_hits)
 
     def _affordable_starts(self) -> int:
         """Return as many starts as the rounds had, twice those of the verification before.
@@ -175,10 +192,5 @@ class RoundSearch:
     def _draw(self, random_state: np.random.RandomState) -> Draw:
         return lambda count: self.settings.random_directions(count, random_state)
 
-    def _passes(self, neurons: Neurons, found: Found) -> bool:
-        return gap_left(self.problem, neurons, found) <= self.settings.tol
-
-
-def gap_left(problem: Problem, neurons: Neurons, found: Found) -> float:
-    """Return the relative gap that a search leaves."""
-    return problem.certificate(neurons, largest_correlation=found.largest)[1].gap
+    def _passes(self, now: _Round, largest: float) -> bool:
+        return now.gap(largest) <= self.settings.tol
