@@ -173,7 +173,7 @@ class BaseConvexBN(BaseNetwork):
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 200,
         device: str | None = None,
         warm_start: bool = False,

@@ -71,7 +71,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         Whether to fit the (not penalised) output intercept. Without it the target is not
         centred.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
         `tol`. It means the same for every solver. Smaller gaps make better optima and seldom
         better predictions. Where the gap is an estimate, an independent search verifies it before
@@ -193,7 +193,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 200,
         device: str | None = None,
         warm_start: bool = False,
@@ -304,7 +304,7 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         The fit stops when the relative duality gap ``(primal - dual) / primal`` is at most
         `tol`. It means the same for every solver. Smaller gaps make better optima and seldom
         better predictions. Where the gap is an estimate, an independent search verifies it before
@@ -431,7 +431,7 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 200,
         device: str | None = None,
         warm_start: bool = False,

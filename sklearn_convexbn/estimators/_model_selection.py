@@ -169,7 +169,7 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     fit_intercept : bool, default=True
         Whether to fit the output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         Relative duality gap at which the final fit stops, whose certificate is as that of
         :class:`ConvexBNRegressor`.
 
@@ -267,7 +267,7 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 200,
         fold_tol: float = 0.1,
         patience: int | None = None,
@@ -374,7 +374,7 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     fit_intercept : bool, default=True
         Whether to fit the output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         Relative duality gap at which the final fit stops, whose certificate is as that of
         :class:`ConvexBNClassifier`.
 
@@ -478,7 +478,7 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
         solver: str | solvers.Solver = "auto",
         n_gates: int | str = 256,
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 200,
         fold_tol: float = 0.1,
         patience: int | None = None,

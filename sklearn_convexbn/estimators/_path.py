@@ -171,7 +171,7 @@ def convexbn_path(
     n_gates: int | str = 256,
     fit_intercept: bool = True,
     sample_weight: Any = None,
-    tol: float = 0.1,
+    tol: float = 0.2,
     max_iter: int = 200,
     device: str | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -211,7 +211,7 @@ def convexbn_path(
         Whether to fit the output intercept.
     sample_weight : array-like of shape (n_samples,), default=None
         Non-negative.
-    tol : float, default=0.1
+    tol : float, default=0.2
         Relative duality gap at which each fit stops.
     max_iter : int, default=200
         Largest number of rounds for each alpha.
