@@ -28,6 +28,7 @@ extensions = [
     "numpydoc",
     "myst_parser",
     "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",  # formulas are drawn without a network too
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates"]
@@ -72,6 +73,8 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = project
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navigation_with_keys": False,
