@@ -176,7 +176,7 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
     max_iter : int, default=200
         Largest number of rounds of each fit.
 
-    fold_tol : float, default=0.1
+    fold_tol : float, default=0.2
         Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
         larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
 
@@ -269,7 +269,7 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         fit_intercept: bool = True,
         tol: float = 0.2,
         max_iter: int = 200,
-        fold_tol: float = 0.1,
+        fold_tol: float = 0.2,
         patience: int | None = None,
         cv: Any = None,
         n_jobs: int | None = None,
@@ -381,7 +381,7 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     max_iter : int, default=200
         Largest number of rounds of each fit.
 
-    fold_tol : float, default=0.1
+    fold_tol : float, default=0.2
         Fits in the folds stop at a relative duality gap of `fold_tol`, or of `tol` where that is
         larger; it is estimated from a smaller search than in the final fit. 0 is `tol`.
 
@@ -480,7 +480,7 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
         fit_intercept: bool = True,
         tol: float = 0.2,
         max_iter: int = 200,
-        fold_tol: float = 0.1,
+        fold_tol: float = 0.2,
         patience: int | None = None,
         cv: Any = None,
         scoring: str | Callable[..., float] | None = None,
