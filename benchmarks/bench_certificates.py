@@ -111,7 +111,7 @@ class Certificates(Benchmark):
 
     def add_options(self, add: Any) -> None:
         add("--problems", nargs="+", help="names of data sets")
-        add("--tols", type=float, nargs="+", default=[0.1, 0.01, 0.001])
+        add("--tols", type=float, nargs="+", default=[0.2, 0.1, 0.01, 0.001])
         add("--seed", type=int, default=0)
         add("--limit", type=float, default=300.0, help="seconds of a fit's rounds")
 
