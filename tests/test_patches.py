@@ -761,7 +761,7 @@ def test_certify_agrees_with_the_fit_for_our_network_and_for_its_torch_form(pool
     X, y = digits[0][:100], digits[1][:100] % 3
     patches = Patches((8, 8), size=4, stride=2, pooling=pooling)
     model = ConvexBNClassifier(0.05, patches=patches, tol=1e-2, random_state=0).fit(X, y)
-    arguments = {"alpha": 0.05, "effort": 2000, "random_state": 0}
+    arguments = {"alpha": 0.05, "effort": 5000, "random_state": 0}
     own = certify(model, X, y, **arguments)
     assert own.primal == pytest.approx(model.objective_, rel=1e-9)
     assert own.gap <= 0.02  # the search is another one than that of the fit

