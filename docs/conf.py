@@ -68,6 +68,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "min_reported_time": 1,
     "show_memory": False,
+    "parallel": 2,
 }
 
 html_theme = "pydata_sphinx_theme"
