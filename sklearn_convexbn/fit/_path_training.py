@@ -93,7 +93,7 @@ def path_solver(solver: str | solvers.Solver) -> solvers.Solver:
         For another one than the pursuit.
     """
     if solver == "auto":
-        return solvers.Pursuit(n_starts=120, n_search_steps=30, n_insert=40, n_slide_steps=100)
+        return solvers.Pursuit(n_starts=120, n_insert=40, n_slide_steps=50)
     (chosen,) = solvers.named_solvers(solver, "relu")
     if not isinstance(chosen, solvers.Pursuit):
         raise ValueError(
