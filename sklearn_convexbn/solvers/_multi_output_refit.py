@@ -7,8 +7,8 @@ that many columns in A. A round has two steps, each with a line search.
 
 1. A proximal Newton step in a metric that does not couple outputs: output c has the Gram matrix
    :math:`H_c = A^T \mathrm{diag}(W_c) A`, with W the diagonals of the Hessians of the loss.
-   Where these are equal for all outputs one matrix does; for the squared loss it is exact. For
-   many outputs one matrix of mean curvatures does, too, until it gains too little. The quadratic
+   Where these are equal for all outputs one matrix does; for the squared loss it is exact.
+   Otherwise one matrix of mean curvatures does, too, until it gains too little. The quadratic
    group lasso is solved by Newton's method on one scale a neuron, as in
    :mod:`~sklearn_convexbn.solvers._group_newton`:
 
@@ -26,7 +26,7 @@ that many columns in A. A round has two steps, each with a line search.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -51,9 +51,9 @@ from sklearn_convexbn.support._sharding import Shards
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
 
-#: For more outputs than this one matrix, that of their root mean square curvatures, stands for all
-#: of theirs, as long as a round brings the gap to this part of what it was.
-MOST_MATRICES, ENOUGH = 8, 0.8
+#: One matrix, that of the outputs' root mean square curvatures, stands for all of theirs as long as
+#: a round brings the gap to this part of what it was.
+ENOUGH = 0.8
 
 #: Damping of Newton's method on the scales where it fails undamped, because the Hessian is nearly
 #: singular, relative to its largest diagonal entry. The largest ones take short gradient steps.
@@ -147,10 +147,10 @@ def multi_output_refit(
         fit_intercept=fit_intercept,
         shards=A.shards,
     )
-    b = start_intercept + centre @ start_weights
-    constant = torch.zeros_like(b) if fit_intercept else b
-    starts = [(start_weights, b), (torch.zeros_like(start_weights), constant)]
-    best = min((_evaluate(program, *start) for start in starts), key=lambda point: point.phi)
+    best = _evaluate(program, start_weights, start_intercept + centre @ start_weights)
+    b = torch.zeros_like(start_intercept) if fit_intercept else start_intercept
+    if program.mean_loss(torch.zeros_like(Y) + b) < best.phi:
+        best = _evaluate(program, torch.zeros_like(start_weights), b)
     rounds = _Refit(program, tol, n_slow=1, n_creeping=4).rounds(best)
     for point, _, _ in islice(rounds, max_rounds + 1):
         best = point
@@ -163,7 +163,7 @@ class _Refit(Method[_Point]):
     def __init__(self, program: _Program, tol: float, **patience: int) -> None:
         super().__init__(program, tol, **patience)
         self.program, self.last_gap = program, math.inf
-        self.shared = not program.loss.identity_hessian and program.Y.shape[1] > MOST_MATRICES
+        self.shared = not program.loss.identity_hessian
 
     def values(self, point: _Point) -> tuple[float, float]:
         return point.phi, point.dual
@@ -171,8 +171,9 @@ class _Refit(Method[_Point]):
     def step(self, point: _Point, gap: float) -> _Point | None:
         self.shared, self.last_gap = self.shared and gap <= ENOUGH * self.last_gap, gap
         best, first = point, gap
+        metric = _metric(self.program, point, self.shared)
         for step in (_proximal_step, _newton_step):
-            new = step(self.program, best, gap, self.tol, self.shared)
+            new = step(self.program, best, gap, self.tol, metric)
             best = new if new.phi <= best.phi * ROUNDING else best
             gap = self.gap(best.phi, new.dual)
             if gap <= self.tol:
@@ -248,13 +249,22 @@ class _Scales:
 class _Metric:
     """Gram matrices H (B, k, k) of B = 1 (for all outputs) or C, and weighted means (B, k).
 
-    Of k columns, `cells` for each neuron; scales are one for each neuron.
+    Of the k columns of the neurons `rows`, `cells` for each; scales are one for each neuron.
     """
 
     H: Tensor
     means: Tensor
     alpha: float
+    rows: Tensor
     cells: int = 1
+
+    def part(self, rows: Tensor) -> _Metric:
+        """Return the metric of some of its neurons, numbered as in `rows`."""
+        if len(rows) == len(self.rows):
+            return self
+        i = columns_of(torch.searchsorted(self.rows, rows), self.cells)
+        H = self.H[:, i[:, None], i]
+        return replace(self, H=H, means=self.means[:, i], rows=rows)
 
     def split(self, V: Tensor) -> Tensor:
         """Return V (k, C) as (B, k, C / B)."""
@@ -299,23 +309,24 @@ class _Metric:
         return H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
 
 
-def _metric(program: _Program, F: Tensor, rows: Tensor, shared: bool) -> _Metric:
-    """Return the metric of the neurons `rows` at F, or one for all outputs."""
+def _metric(program: _Program, point: _Point, shared: bool) -> _Metric:
+    """Return the metric of the support and of violators at a point, or one for all outputs."""
+    support = program.norms(point.V) > 0
+    rows = (support | (program.norms(point.gradient) > program.alpha)).nonzero()[:, 0]
     A = program.A.columns(rows)
-    D, U = program.curvatures(F)
+    D, U = program.curvatures(point.F)
     W = D - (U * U).sum(dim=0)
     alike = float((W - W[:, :1]).abs().max()) == 0.0 if len(W) else True
     if program.shards.maximum(float(not alike)) == 0.0:
         W = W[:, :1]
     elif shared:
         W = W.square().mean(dim=1, keepdim=True).sqrt()
-    H = A.gram(W)
-    if not program.fit_intercept:
-        return _Metric(H, torch.zeros_like(H[:, 0]), program.alpha, A.cells)
-    total = program.shards.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
-    means = A.correlations(W).T / total
-    H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
-    return _Metric(H, means, program.alpha, A.cells)
+    H, means = A.gram(W), W.new_zeros(W.shape[1], A.shape[1])
+    if program.fit_intercept:
+        total = program.shards.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
+        means = A.correlations(W).T / total
+        H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
+    return _Metric(H, means, program.alpha, rows, A.cells)
 
 
 def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol: float) -> Tensor:
@@ -361,14 +372,13 @@ def _scale_step(
 
 
 def _proximal_step(
-    program: _Program, point: _Point, gap: float, tol: float, shared: bool
+    program: _Program, point: _Point, gap: float, tol: float, metric: _Metric
 ) -> _Point:
     """Step to the solution of the model without couplings, on the support and violators."""
-    norms = program.norms(point.V)
-    rows = ((norms > 0) | (program.norms(point.gradient) > program.alpha)).nonzero()[:, 0]
+    norms, rows = program.norms(point.V), metric.rows
     if len(rows) == 0:
         return point
-    metric, columns = _metric(program, point.F, rows, shared), program.A.columns_of(rows)
+    columns = program.A.columns_of(rows)
     V, g = point.V[columns], point.gradient[columns]
     R = metric.apply(V) - g
     fit = point.phi - program.alpha * float(norms.sum())
@@ -383,7 +393,9 @@ def _proximal_step(
 # ------------------------------------------------------------------- Newton step on the support
 
 
-def _newton_step(program: _Program, point: _Point, gap: float, tol: float, shared: bool) -> _Point:
+def _newton_step(
+    program: _Program, point: _Point, gap: float, tol: float, metric: _Metric
+) -> _Point:
     """Take a Newton step on the neurons that are not zero, where the objective is smooth."""
     norms, cells = program.norms(point.V), program.A.cells
     if not bool(norms.any()):
@@ -410,7 +422,8 @@ def _newton_step(program: _Program, point: _Point, gap: float, tol: float, share
         tangential = D - unit * along.unsqueeze(1)
         return A.correlations(curved(change + intercept(change))) + stiffness * tangential
 
-    metric = _metric(program, point.F, rows, shared)
+    # Of the round's first point: it only preconditions.
+    metric = metric.part(rows)
     factor = metric.ridge(norms[rows], point.V[columns]).factor
 
     def scaled(g: Tensor) -> Tensor:
