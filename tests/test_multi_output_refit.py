@@ -21,6 +21,7 @@ from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
+from sklearn_convexbn.solvers._refit_metric import Metric, RowMetric, scale_product
 from sklearn_convexbn.support._sharding import ALL_HERE
 
 stored = partial(StoredActivations, shards=ALL_HERE)
@@ -308,3 +309,50 @@ def test_targets_of_very_rare_classes_are_fitted():
     G = LOSSES["softmax"].gradient(A @ V + b, Y, p)
     assert float(G.sum(dim=0).abs().max()) <= 1e-11 * float(G.abs().sum())
     assert float((A.T @ G).norm(dim=1).max()) <= 2e-9 * (1 + 1e-2)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("loss", "C"), SEVERAL)
+def test_more_neurons_than_rows_lead_to_the_optimum_through_rows(
+    loss, C, fit_intercept, monkeypatch
+):
+    """Through columns they do, too."""
+    A, Y, p, alpha = refit_data(12, loss, C, n=40, m=90)
+    metric, kinds = _multi_output_refit._row_metric, []
+
+    def spy(*arguments):
+        kinds.append(arguments)
+        return metric(*arguments)
+
+    monkeypatch.setattr(_multi_output_refit, "_row_metric", spy)
+    V, b = refit(A, Y, p, alpha, loss, fit_intercept)
+    assert kinds
+    assert_optimal(A, Y, p, alpha, loss, V, b, fit_intercept)
+    monkeypatch.setattr(_multi_output_refit, "ALL_HERE", None)
+    kinds.clear()
+    W, c = refit(A, Y, p, alpha, loss, fit_intercept)
+    assert not kinds
+    assert objective(A, Y, p, alpha, loss, V, b) == pytest.approx(
+        objective(A, Y, p, alpha, loss, W, c), rel=1e-8
+    )
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_metrics_through_rows_and_columns_are_the_same(cells):
+    rng = np.random.default_rng(0)
+    B, w, R = (torch.as_tensor(rng.standard_normal(s)) for s in ((9, 12), (12, 3), (12, 3)))
+    rows, means = torch.arange(12 // cells), torch.zeros(1, 12).double()
+    dense = Metric((B.T @ B)[None], means, 0.3, rows, cells)
+    other = RowMetric(B.new_empty(1, 0, 0), means, 0.3, rows, cells, B=B)
+    eta = torch.as_tensor(rng.random(12 // cells))
+    eta[1] = 0.0
+    at, there = dense.ridge(eta, R), other.ridge(eta, R)
+    torch.testing.assert_close(at.V, there.V)
+    assert at.phi == pytest.approx(there.phi)
+    some = torch.tensor([0, 1, 3])
+    hessian = dense.scale_hessian(at, w, some)
+    torch.testing.assert_close(hessian, other.scale_hessian(there, w, some))
+    torch.testing.assert_close(dense.part(some).H, other.part(some).H)
+    x = torch.as_tensor(rng.standard_normal(12 // cells))
+    everything = other.scale_hessian(there, w, rows)
+    torch.testing.assert_close(scale_product(other, there, w, x), everything @ x)

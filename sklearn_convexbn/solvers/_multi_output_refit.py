@@ -26,27 +26,27 @@ that many columns in A. A round has two steps, each with a line search.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from sklearn_convexbn.data._pooling import columns_of
 from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
+from sklearn_convexbn.solvers._refit_metric import Metric, RowMetric, Scales, scale_product
 from sklearn_convexbn.solvers._scale_newton import (
     SMALLEST_SCALE,
     Attempt,
     Method,
     attempts_at,
+    eta_slopes,
     scale_step,
 )
-from sklearn_convexbn.support._linear_algebra import safe_cholesky
-from sklearn_convexbn.support._sharding import Shards
+from sklearn_convexbn.support._sharding import ALL_HERE, Shards
 
 #: Rounds of one refit, and Newton steps on the scales in each: safeguards.
 MAX_ROUNDS, MAX_SCALE_STEPS = 100, 50
@@ -58,6 +58,14 @@ ENOUGH = 0.8
 #: Damping of Newton's method on the scales where it fails undamped, because the Hessian is nearly
 #: singular, relative to its largest diagonal entry. The largest ones take short gradient steps.
 DAMPINGS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0)
+
+#: More columns than rows are taken through rows unless a bound on eta H / alpha exceeds this: what
+#: is left of the ridge solution then is a difference of large numbers.
+MAX_STIFFNESS_ROWS = 1e7
+
+#: Of more columns than rows steps on the scales are tried by conjugate gradients first: until the
+#: residual has fallen to a part, and again as often while scales leave.
+SCALE_CG_TOLERANCE, MAX_SCALE_CG_STEPS, MAX_PIVOTS = 0.5, 20, 3
 
 #: Steps may raise the objective by this factor: rounding errors hide what they gain at the end.
 ROUNDING = 1.0 + 1e-15
@@ -231,85 +239,7 @@ def _search_line(program: _Program, point: _Point, V: Tensor, rows: Tensor, db: 
 # ------------------------------------------------------------ quadratic model without couplings
 
 
-@dataclass(frozen=True)
-class _Scales:
-    """Scales eta, the indices of the columns of positive ones, the ridge solution there, phi.
-
-    `factor` is the Cholesky factor of ``alpha + diag(eta)^1/2 H diag(eta)^1/2``.
-    """
-
-    eta: Tensor
-    index: Tensor
-    V: Tensor
-    factor: Tensor
-    phi: float
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """Gram matrices H (B, k, k) of B = 1 (for all outputs) or C, and weighted means (B, k).
-
-    Of the k columns of the neurons `rows`, `cells` for each; scales are one for each neuron.
-    """
-
-    H: Tensor
-    means: Tensor
-    alpha: float
-    rows: Tensor
-    cells: int = 1
-
-    def part(self, rows: Tensor) -> _Metric:
-        """Return the metric of some of its neurons, numbered as in `rows`."""
-        if len(rows) == len(self.rows):
-            return self
-        i = columns_of(torch.searchsorted(self.rows, rows), self.cells)
-        H = self.H[:, i[:, None], i]
-        return replace(self, H=H, means=self.means[:, i], rows=rows)
-
-    def split(self, V: Tensor) -> Tensor:
-        """Return V (k, C) as (B, k, C / B)."""
-        B = len(self.H)
-        return V.reshape(len(V), B, V.shape[1] // B).permute(1, 0, 2)
-
-    def join(self, V: Tensor) -> Tensor:
-        """Return the inverse of `split`."""
-        return V.permute(1, 0, 2).flatten(1)
-
-    def apply(self, V: Tensor) -> Tensor:
-        """Return the product of the metric and V (k, C)."""
-        return self.join(self.H @ self.split(V))
-
-    def ridge(self, eta: Tensor, R: Tensor) -> _Scales:
-        """Solve ``(H + alpha diag(1 / eta)) V = R`` where eta is positive."""
-        keep = eta > SMALLEST_SCALE * eta.amax()
-        index, eta = keep.nonzero()[:, 0], torch.where(keep, eta, 0.0)
-        root = eta[index].sqrt().repeat_interleave(self.cells).unsqueeze(1)
-        index = columns_of(index, self.cells)
-        # One output at a time: its matrices stay in the cache.
-        factor = torch.stack([self._factor(H[index[:, None], index], root) for H in self.H])
-        right, V = root * self.split(R[index]), torch.zeros_like(R)
-        V[index] = self.join(root * torch.cholesky_solve(right, factor))
-        return _Scales(eta, index, V, factor, 0.5 * float(self.alpha * eta.sum() - (R * V).sum()))
-
-    def _factor(self, H: Tensor, root: Tensor) -> Tensor:
-        matrix = H.mul_(root).mul_(root.T)
-        matrix.diagonal().add_(self.alpha)
-        return safe_cholesky(matrix)
-
-    def scale_hessian(self, at: _Scales, w: Tensor, rows: Tensor) -> Tensor:
-        """Return the Hessian of phi in the scales `rows`."""
-        rows = columns_of(rows, self.cells)
-        root = at.eta.repeat_interleave(self.cells)[at.index].sqrt().unsqueeze(1)
-        total = self.H.new_zeros(len(rows), len(rows))
-        for H, factor, w_c in zip(self.H, at.factor, self.split(w[rows]), strict=True):
-            columns = H[:, rows]
-            half = torch.linalg.solve_triangular(factor, root * columns[at.index], upper=False)
-            total += (columns[rows] - half.T @ half) * (w_c @ w_c.T)
-        H = total / self.alpha**2
-        return H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
-
-
-def _metric(program: _Program, point: _Point, shared: bool) -> _Metric:
+def _metric(program: _Program, point: _Point, shared: bool) -> Metric:
     """Return the metric of the support and of violators at a point, or one for all outputs."""
     support = program.norms(point.V) > 0
     rows = (support | (program.norms(point.gradient) > program.alpha)).nonzero()[:, 0]
@@ -321,15 +251,30 @@ def _metric(program: _Program, point: _Point, shared: bool) -> _Metric:
         W = W[:, :1]
     elif shared:
         W = W.square().mean(dim=1, keepdim=True).sqrt()
+    if A.shape[1] > len(W) and W.shape[1] == 1 and program.shards is ALL_HERE:
+        by_rows = _row_metric(program, A, W, rows)
+        # The mass is at most phi / alpha.
+        stiffness = point.phi * float(by_rows.B.square().sum(dim=0).max()) / program.alpha**2
+        if stiffness < MAX_STIFFNESS_ROWS:
+            return by_rows
     H, means = A.gram(W), W.new_zeros(W.shape[1], A.shape[1])
     if program.fit_intercept:
         total = program.shards.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
         means = A.correlations(W).T / total
         H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
-    return _Metric(H, means, program.alpha, rows, A.cells)
+    return Metric(H, means, program.alpha, rows, A.cells)
 
 
-def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol: float) -> Tensor:
+def _row_metric(program: _Program, A: Activations, W: Tensor, rows: Tensor) -> RowMetric:
+    """Return the metric of one weight W (n, 1) a row through rows, which are fewer than columns."""
+    B, means = torch.cat([block for _, block in A.blocks()]), W.new_zeros(1, A.shape[1])
+    if program.fit_intercept:
+        means = (W.T @ B) / W.sum().clamp_min(1e-300)
+    B = W.sqrt() * (B - means)
+    return RowMetric(B.new_empty(1, 0, 0), means, program.alpha, rows, A.cells, B=B)
+
+
+def _solve_model(metric: Metric, R: Tensor, start: Tensor, constant: float, tol: float) -> Tensor:
     """Minimise ``<V, H V> / 2 - <R, V> + alpha sum_j |V_j|`` from the scales `start`.
 
     `constant` completes the model to a sum of squares; the relative gap to reach refers to it.
@@ -350,9 +295,13 @@ def _solve_model(metric: _Metric, R: Tensor, start: Tensor, constant: float, tol
 
 
 def _scale_step(
-    metric: _Metric, R: Tensor, state: _Scales, w: Tensor, norms: Tensor
-) -> _Scales | None:
+    metric: Metric, R: Tensor, state: Scales, w: Tensor, norms: Tensor
+) -> Scales | None:
     """Take one Newton step on the scales; None where none lowers phi."""
+    if isinstance(metric, RowMetric):
+        new = _truncated_scale_step(metric, R, state, w, norms)
+        if new is not None:
+            return new
     alpha = metric.alpha
     attempts = attempts_at(alpha, float(norms.max()))
     attempts += [Attempt(alpha, False, 3, damping) for damping in DAMPINGS]
@@ -364,15 +313,49 @@ def _scale_step(
     def hessian(rows: Tensor) -> Tensor:
         return metric.scale_hessian(state, w, rows)
 
-    def solve(rows: Tensor, eta: Tensor) -> _Scales:
+    def solve(rows: Tensor, eta: Tensor) -> Scales:
         return metric.ridge(torch.zeros_like(state.eta).index_copy(0, rows, eta), R)
 
     target = state.phi + 1e-13 * abs(state.phi)
     return scale_step(attempts, norms, alpha, target, working_set, hessian, solve)
 
 
+def _truncated_scale_step(
+    metric: RowMetric, R: Tensor, state: Scales, w: Tensor, norms: Tensor
+) -> Scales | None:
+    """Take the first of these steps by conjugate gradients, without the Hessian."""
+    level = attempts_at(metric.alpha, float(norms.max()))[0].level
+    slopes = eta_slopes(norms, level, metric.alpha, True)
+    size = metric.scale_curvatures(state, w).clamp_min(1e-300).rsqrt()
+
+    eta, slope, free = state.eta, slopes, (state.eta > 0) | (slopes < 0)
+    for _ in range(MAX_PIVOTS):
+        scale = size * free
+        g = scale * slope
+        length = float(g.norm())
+        if length == 0.0:
+            break
+
+        def scaled(y: Tensor, scale: Tensor = scale) -> Tensor:
+            return scale * scale_product(metric, state, w, scale * y)
+
+        goal = SCALE_CG_TOLERANCE * length
+        x, _ = truncated_cg(scaled, g, 1e6 * length, goal, n_steps=MAX_SCALE_CG_STEPS)
+        eta = (eta + scale * x).clamp_min(0.0)
+        bad = free & (eta == 0.0)
+        if not bool(bad.any()):
+            break
+        slope = slopes + scale_product(metric, state, w, eta - state.eta)
+        free = free & ~bad
+    for halving in range(3):
+        new = metric.ridge(state.eta + (eta - state.eta) * 0.5**halving, R)
+        if new.phi <= state.phi:
+            return new
+    return None
+
+
 def _proximal_step(
-    program: _Program, point: _Point, gap: float, tol: float, metric: _Metric
+    program: _Program, point: _Point, gap: float, tol: float, metric: Metric
 ) -> _Point:
     """Step to the solution of the model without couplings, on the support and violators."""
     norms, rows = program.norms(point.V), metric.rows
@@ -394,7 +377,7 @@ def _proximal_step(
 
 
 def _newton_step(
-    program: _Program, point: _Point, gap: float, tol: float, metric: _Metric
+    program: _Program, point: _Point, gap: float, tol: float, metric: Metric
 ) -> _Point:
     """Take a Newton step on the neurons that are not zero, where the objective is smooth."""
     norms, cells = program.norms(point.V), program.A.cells
