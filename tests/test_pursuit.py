@@ -22,7 +22,6 @@ from sklearn_convexbn.solvers._pursuit import (
     merge_equal_units,
     refit,
     slide,
-    weighed,
 )
 from sklearn_convexbn.solvers._round_search import RoundSearch
 from sklearn_convexbn.support._sharding import ALL_HERE
@@ -392,25 +391,6 @@ def test_refit_satisfies_its_optimality_conditions(problem):
     pull = problem.alpha * neurons.weights / np.linalg.norm(neurons.weights, axis=1)[:, None]
     np.testing.assert_allclose(kept, pull, atol=2e-3 * problem.alpha)
     assert problem.objective(refitted) <= problem.objective(start)
-
-
-def test_inserted_neurons_of_several_outputs_get_weights_by_one_step(problem):
-    """Those that violate the dual constraint, as far as that lowers the objective."""
-    start = random_neurons(problem, 25, np.random.default_rng(3))
-    start.weights[5:] = 0.0
-    found = weighed(_TorchProblem(problem, "cpu"), start, tol=0.1)
-    assert problem.objective(found) < problem.objective(start)
-    if problem.n_outputs == 1:
-        return
-    F = problem.fit_without_intercept(start) + start.intercept
-    slopes = hidden(problem, start.directions[5:]).T @ problem.dual_point(F)
-    violate = np.linalg.norm(slopes, axis=1) > problem.alpha
-    np.testing.assert_array_equal(found.directions[5:], start.directions[5:][violate])
-    np.testing.assert_array_equal(found.weights[:5], start.weights[:5])
-    cosines = (found.weights[5:] * slopes[violate]).sum(axis=1) / (
-        np.linalg.norm(found.weights[5:], axis=1) * np.linalg.norm(slopes[violate], axis=1)
-    )
-    np.testing.assert_allclose(cosines, 1.0)
 
 
 def test_slide_lowers_the_objective(problem):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers._base import COMPACT_TOLERANCE, Iterate, RunSettings, Solver
 from sklearn_convexbn.solvers._orthant_slide import orthant_slide
@@ -31,8 +30,9 @@ if TYPE_CHECKING:
 #: Relative duality gaps of the refits of one output and of several.
 REFIT_TOLERANCE, MULTI_OUTPUT_TOLERANCE = 1e-7, 1e-4
 
-#: Refits of several outputs are as accurate as this part of the gap so far.
-REFIT_SHARE = 0.2
+#: Refits of several outputs are as accurate as these parts of the gap so far: the first one of a
+#: round, whose weights the slide goes on to change, and the last one.
+FIRST_REFIT_SHARE, LAST_REFIT_SHARE = 0.2, 0.05
 
 
 class Pursuit(Solver):
@@ -128,12 +128,12 @@ class Pursuit(Solver):
     def _refined(
         self, problem: Problem, training: _TorchProblem, neurons: Neurons, gap: float
     ) -> Neurons:
-        """Weigh inserted neurons, slide all, merge and refit; the gap is so far `gap`."""
-        neurons = weighed(training, neurons, tol=REFIT_SHARE * gap)
+        """Refit the output weights, slide the neurons, merge and refit; the gap is so far `gap`."""
+        neurons = refit(training, neurons, tol=FIRST_REFIT_SHARE * gap)
         move = orthant_slide if training.units.has_l1_norm else slide
         neurons = move(training, neurons, n_steps=self.n_slide_steps)
         neurons = merge_equal_units(problem, neurons)
-        return refit(training, neurons, tol=REFIT_SHARE * gap)
+        return refit(training, neurons, tol=LAST_REFIT_SHARE * gap)
 
 
 class _TorchProblem:
@@ -169,32 +169,6 @@ def _inserted(neurons: Neurons, directions: np.ndarray) -> Neurons:
     )
 
 
-def weighed(training: _TorchProblem, neurons: Neurons, *, tol: float) -> Neurons:
-    """Give neurons without output weights some, for a slide to start at; drop those without use.
-
-    One output is refitted, which costs little, and so are several where one step has no use.
-    """
-    from sklearn_convexbn.solvers._first_weights import first_weights
-
-    problem, n_weighed = training.problem, np.count_nonzero(neurons.weights.any(axis=1))
-    if problem.n_weights > 1 and n_weighed < len(neurons):
-        A = training.units.activations(training.tensor(neurons.directions.T))
-        objective: Objective[Tensor] = Objective(**problem.converted(training.tensor))
-        V = training.tensor(neurons.weights).reshape(len(neurons), -1, problem.n_outputs)
-        V, b = first_weights(A, objective, V, training.tensor(neurons.intercept))
-        found = _kept(neurons, V, b)
-        if len(found) > n_weighed:
-            return found
-    return refit(training, neurons, tol=tol)
-
-
-def _kept(neurons: Neurons, V: Tensor, b: Tensor) -> Neurons:
-    """Return the neurons with other output weights, without zero ones."""
-    output = V.cpu().numpy().reshape(len(neurons), -1)
-    keep = np.linalg.norm(output, axis=1) > 0
-    return Neurons(neurons.directions[keep], output[keep], b.cpu().numpy())
-
-
 def refit(
     training: _TorchProblem, neurons: Neurons, *, tol: float = MULTI_OUTPUT_TOLERANCE
 ) -> Neurons:
@@ -217,7 +191,9 @@ def refit(
     else:
         stacked = V.reshape(-1, problem.n_outputs)  # the cells of a unit below each other
         V, b = multi_output_refit(*arguments, stacked, b, tol=max(tol, MULTI_OUTPUT_TOLERANCE))
-    return _kept(neurons, V, b)
+    output = V.cpu().numpy().reshape(len(neurons), -1)
+    keep = np.linalg.norm(output, axis=1) > 0
+    return Neurons(neurons.directions[keep], output[keep], b.cpu().numpy())
 
 
 def merge_equal_units(problem: Problem, neurons: Neurons) -> Neurons:
