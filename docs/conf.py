@@ -61,8 +61,8 @@ sphinx_gallery_conf = {
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sklearn_convexbn",),
     "reference_url": {"sklearn_convexbn": None},
-    # plot_digits is what `make demo` runs. It takes more than 20 seconds, and the gallery shows its
-    # source only.
+    # plot_digits is what `make demo` runs. It takes longer than the others, and the gallery shows
+    # its source only.
     "filename_pattern": r"plot_(?!digits)",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,

@@ -42,3 +42,5 @@ if rank == 0:
     print(f"{size} processes, {model.n_neurons_} hidden units: {model.certificate_}")
     print(f"R2 {np.mean(scores):.3f}, on the processes {np.round(scores, 3)}")
 dist.destroy_process_group()
+
+# sphinx_gallery_thumbnail_path = 'images/row_shards.png'
