@@ -34,7 +34,10 @@ class PathNets(Tuned):
 
     name = "bench_path_net"
     models = tuple(CANDIDATES)
-    sets = ("pol", "bike", "airfoil", "kin40k", "segment", "concrete", "housing", "madelon")
+    sets = (
+        *("pol", "bike", "airfoil", "kin40k", "concrete", "housing", "energy", "yacht", "autompg"),
+        *("segment", "vehicle", "phoneme", "pima", "ionosphere", "sonar", "wheat_seeds"),
+    )
     max_train = 1000
 
     def plan(self) -> Iterable[Cell]:
