@@ -37,6 +37,7 @@ class PathNets(Tuned):
     sets = (
         *("pol", "bike", "airfoil", "kin40k", "concrete", "housing", "energy", "yacht", "autompg"),
         *("segment", "vehicle", "phoneme", "pima", "ionosphere", "sonar", "wheat_seeds"),
+        "madelon",
     )
     max_train = 1000
 

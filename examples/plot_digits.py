@@ -109,4 +109,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-# sphinx_gallery_thumbnail_path = 'images/implicit_accuracy.png'
+# sphinx_gallery_thumbnail_path = 'images/digits.png'
