@@ -51,7 +51,7 @@ def test_store_does_not_take_cells_of_other_settings(tmp_path):
     ("module", "table"),
     [
         *(("bench_fit", "Fit"), ("bench_fit", "Predict"), ("bench_cv", "CrossValidation")),
-        *(("bench_limits", "Limits"), ("bench_int8", "Int8")),
+        *(("bench_limits", "Limits"), ("bench_int8", "Int8"), ("bench_gpu", "Devices")),
     ],
 )
 def test_kept_table_is_what_its_command_makes_of_its_cells(module, table, tmp_path, capsys):

@@ -140,12 +140,3 @@ def test_no_steps_of_other_kinds_of_units_of_many_rows_or_of_many_parameters():
     wide = WhitenedUnits(torch.as_tensor(rng.standard_normal((50, 300))), ALL_HERE)
     assert len(searched(wide, L, polishing, 300)[0]) == 20
     assert len(searched(units, L, polishing, 5, steering_rows=30)[0]) == 20
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_steps_on_a_device_are_those_on_the_processor():
-    rng = np.random.default_rng(0)
-    Z, L, Q = rng.standard_normal((60, 5)), rng.standard_normal((60, 2)), of_norm_one(rng, 5, 40)
-    there = DCStep(*(torch.as_tensor(a, device="cuda") for a in (Z, L)))
-    values, _ = there.polished(torch.as_tensor(Q, device="cuda"))
-    np.testing.assert_allclose(values.cpu().numpy(), polished(Z, L, Q)[0], rtol=1e-6)

@@ -223,16 +223,6 @@ def test_plain_fista_converges_without_newton_steps():
     assert_certified(problem, plain, 1e-7)
 
 
-@pytest.mark.parametrize("solver", ["group_newton", "fista"])
-def test_cuda(solver):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
-    problem = real_problem("diabetes", 0.01)
-    settings = solvers.RunSettings(1e-6, "cuda", random_directions=None, random_state=None)
-    result = solvers.run(solvers.make_solver(solver), problem, settings, max_iter=100)
-    assert_certified(problem, result, 1e-6)
-
-
 # ---------------------------------------------------------------------------------- edge cases
 
 

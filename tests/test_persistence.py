@@ -319,15 +319,6 @@ def test_model_of_a_missing_device_loads_and_says_so_when_fitted(way):
     assert_same(model, again)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-@pytest.mark.parametrize("case", ["pursuit", "list", "gated", "gated, three classes"])
-def test_model_fitted_on_cuda_predicts_without_it(tmp_path, case):
-    X, y = data(case)
-    model = clone(fitted(case)).set_params(device="cuda").fit(X, y)
-    code = predict_all([(model, X)], tmp_path / "model.pkl")
-    run_without(["torch"], code, CUDA_VISIBLE_DEVICES="")
-
-
 # --- what skops has to be told to trust -----------------------------------------------------
 
 

@@ -477,13 +477,6 @@ def test_stopping_early_leaves_a_network_with_its_own_certificate(iris):
     assert 1e-6 < m.dual_gap_ < 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_gives_the_same_network(diabetes):
-    X, y = diabetes
-    a, b = (ConvexBNRegressor(0.05, device=d, random_state=0).fit(X, y) for d in ("cpu", "cuda"))
-    assert a.objective_ == pytest.approx(b.objective_, rel=1e-2)
-
-
 def test_device_without_memory_leaves_the_estimator_and_says_what_helps(monkeypatch, diabetes):
     X, y = diabetes
     model = ConvexBNRegressor(0.1, random_state=0).fit(X, y)

@@ -112,10 +112,11 @@ class DualPoint:
 
     def by_enumeration(self) -> tuple[float, bool]:
         """Return the largest correlation of all, and whether a fit would take the time for it."""
-        from sklearn_convexbn.search._exact import is_affordable, largest_correlation
+        from sklearn_convexbn.search._bound import QUICK_OPERATIONS
+        from sklearn_convexbn.search._exact import exact_search_operations, largest_correlation
 
-        affordable = is_affordable(*self.rows[0].shape, self.Lambda.shape[1])
-        return largest_correlation(*self.rows)[0], affordable
+        operations = exact_search_operations(*self.rows[0].shape, self.Lambda.shape[1])
+        return largest_correlation(*self.rows)[0], operations <= QUICK_OPERATIONS
 
 
 def image_classifier(image_shape: tuple[int, ...], **parameters: Any) -> Any:
