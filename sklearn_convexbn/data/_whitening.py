@@ -10,13 +10,46 @@ one and of length one that is whitening with the covariance plus eps times the i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from sklearn_convexbn.data._rows import RowBlocks, Rows
-from sklearn_convexbn.support._arrays import Array, array_namespace, like, on_device
+from sklearn_convexbn.support._arrays import Array, array_namespace, as_numpy, like, on_device
+from sklearn_convexbn.support._sharding import Shards
+
+
+@dataclass(frozen=True)
+class ClippedCoordinates:
+    """Whitened coordinates of rows, limited to the range that they have on the training rows.
+
+    They are ``clip(X @ coefs + intercepts, *limits)``.
+
+    Attributes
+    ----------
+    coefs : ndarray of shape (d, k)
+    intercepts : ndarray of shape (k,)
+    limits : ndarray of shape (2, k)
+        Minimum and maximum of each coordinate.
+    """
+
+    coefs: Any
+    intercepts: Any
+    limits: Any
+
+    def on(self, example: Array) -> Self:
+        """Return the same in arrays of the kind, and on the device, of an example."""
+        coefs, intercepts, limits = (
+            like(a, example) for a in (self.coefs, self.intercepts, self.limits)
+        )
+        return replace(self, coefs=coefs, intercepts=intercepts, limits=limits)
+
+    def of_block(self, X: Any) -> Any:
+        """Map rows X (n, d), dense or sparse, to their coordinates (n, k)."""
+        Z = X @ self.coefs
+        Z += self.intercepts
+        return Z.clip(self.limits[0], self.limits[1])
 
 
 @dataclass(frozen=True)
@@ -106,6 +139,19 @@ class Whitening:
         Z = xp.ones((len(X), self.n_components + 1), dtype=dtype, **on_device(X))
         Z[:, :-1] = ((X - mean) @ directions - rest) / scales
         return Z
+
+    def clipped_to(self, rows: RowBlocks, shards: Shards) -> ClippedCoordinates:
+        """Return the map to coordinates without the ones, limited to their range on all rows."""
+        coefs, k = self._directions / self.scales, self.n_components
+        everywhere = np.array([np.full(k, -np.inf), np.full(k, np.inf)])
+        clipped = ClippedCoordinates(coefs, -self.mean_of(coefs), everywhere)
+        here, low, high = clipped.on(rows.example), np.full(k, np.inf), np.full(k, -np.inf)
+        for _, part in rows.multipliable(k):
+            Z = as_numpy(here.of_block(part))
+            low, high = np.minimum(low, Z.min(axis=0)), np.maximum(high, Z.max(axis=0))
+        lows, highs = zip(*shards.parts((low, high)), strict=True)
+        limits = np.array([np.min(lows, axis=0), np.max(highs, axis=0)])
+        return replace(clipped, limits=limits)
 
     def hidden_layer(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (d, m) and biases (m,) with ``X @ W + b == Z(X) @ directions.T``."""

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,8 +24,9 @@ from sklearn_convexbn.data._patches import (
     patch_grid,
 )
 from sklearn_convexbn.data._validation import named, validated_rows
+from sklearn_convexbn.data._whitening import ClippedCoordinates
 from sklearn_convexbn.fit._callbacks import FitHooks
-from sklearn_convexbn.fit._network import Network
+from sklearn_convexbn.fit._network import ClippedNetwork, Network
 from sklearn_convexbn.fit._training import (
     FIT_CONSTRAINTS,
     Prepared,
@@ -160,7 +161,7 @@ class BaseConvexBN(BaseNetwork):
         **FIT_CONSTRAINTS,
         "warm_start": ["boolean"],
     }
-    _optional_attributes = ("gates_", "patches_")
+    _optional_attributes = ("gates_", "patches_", "whitened_range_", "whitening_")
 
     def __init__(
         self,
@@ -168,6 +169,7 @@ class BaseConvexBN(BaseNetwork):
         *,
         n_components: int | float | None = None,
         shrinkage: float | str = "eps",
+        clip: bool = False,
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -183,6 +185,7 @@ class BaseConvexBN(BaseNetwork):
         self.alpha = alpha
         self.n_components = n_components
         self.shrinkage = shrinkage
+        self.clip = clip
         self.activation = activation
         self.patches = patches
         self.solver = solver
@@ -200,6 +203,14 @@ class BaseConvexBN(BaseNetwork):
         tags.input_tags.sparse = True
         tags.input_tags.three_d_array = self.patches is not None
         return tags
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.clip and self.patches is not None:
+            raise ValueError(
+                "clip=True needs patches=None: the coordinates that are clipped are those of rows, "
+                f"not of patches. Got patches={self.patches!r}."
+            )
 
     def _training_data(
         self, X: Any, y: np.ndarray, sample_weight: np.ndarray, shards: Shards
@@ -274,7 +285,7 @@ class BaseConvexBN(BaseNetwork):
             yield fitted_attributes(trained, alpha, data), trained.result.converged
 
     def _network(self) -> Network:
-        return Network(
+        network = Network(
             self.coefs_,
             self.intercepts_,
             self.batch_norm_,
@@ -282,6 +293,12 @@ class BaseConvexBN(BaseNetwork):
             self.n_components_,
             self._cut(),
         )
+        if not hasattr(self, "whitened_range_"):
+            return network
+        own = self.whitening_
+        inputs = ClippedCoordinates(own["coefs"], own["intercepts"], self.whitened_range_)
+        clipped = ClippedNetwork.of(network, inputs, own["hidden_coefs"], own.get("gates"))
+        return replace(network, clipped=clipped)
 
     def _cut(self) -> PatchGrid | None:
         """Return how rows are cut into patches, None for dense networks."""
@@ -314,7 +331,9 @@ class BaseConvexBN(BaseNetwork):
             (Linear, BatchNorm1d, ReLU, Linear), or (Linear, ReLU, Linear) when folded. For a
             classifier the output is the argument of the softmax (or sigmoid). With `patches`
             (Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten, Linear), without BatchNorm2d when
-            folded, of images (n_samples, channels, height, width), as torch has them.
+            folded, of images (n_samples, channels, height, width), as torch has them. With
+            ``clip=True`` (Linear, Hardtanh) come first: the whitened coordinates, from zero to one
+            in their range.
 
         Raises
         ------
@@ -377,7 +396,18 @@ def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dic
         attributes["gates_"] = network.gates
     if network.patches is not None:
         attributes["patches_"] = asdict(network.patches)
+    if network.clipped is not None:
+        attributes |= _of_clipping(network.clipped)
     return attributes
+
+
+def _of_clipping(clipped: ClippedNetwork) -> dict[str, Any]:
+    """Return the fitted attributes of a network that clips its inputs."""
+    inputs, inner = clipped.coordinates, clipped.network
+    own = {"coefs": inputs.coefs, "intercepts": inputs.intercepts, "hidden_coefs": inner.coefs[0]}
+    if inner.gates is not None:
+        own["gates"] = inner.gates
+    return {"whitened_range_": inputs.limits, "whitening_": own}
 
 
 @contextmanager

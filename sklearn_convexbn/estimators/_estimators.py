@@ -49,6 +49,12 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         or 0 where distinct rows are linearly independent in the directions kept, so that closed
         forms are exact. "auto" is the Ledoit-Wolf estimate.
 
+    clip : bool, default=False
+        Whether to limit the whitened coordinates of new rows to the range that they have on the
+        training rows of positive weight, as :class:`~sklearn.preprocessing.MinMaxScaler` does
+        with its `clip`: predictions far from the data are then bounded, and those of training
+        rows are as without. Not with `patches`.
+
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
         makes the program a group lasso.
@@ -151,6 +157,14 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         `alpha_` in the units of y.
     loss_ : Loss
         The loss trained with.
+    whitened_range_ : ndarray of shape (2, `n_components_`)
+        Only with `clip`: minimum and maximum of each whitened coordinate on the training rows.
+    whitening_ : dict of ndarrays
+        Only with `clip`: coordinates are ``X @ whitening_["coefs"] + whitening_["intercepts"]``,
+        and once they are clipped hidden units see ``Z @ whitening_["hidden_coefs"]`` plus their
+        shift in `batch_norm_`; with gated_relu a unit is on where
+        ``Z @ whitening_["gates"][:-1] + whitening_["gates"][-1] >= 0``. `coefs_` and `gates_` are
+        the same network without the clip.
     n_features_in_ : int
         Number of columns of X, for images of values.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -188,6 +202,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         *,
         n_components: int | float | None = None,
         shrinkage: float | str = "eps",
+        clip: bool = False,
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -205,6 +220,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
             alpha,
             n_components=n_components,
             shrinkage=shrinkage,
+            clip=clip,
             activation=activation,
             patches=patches,
             solver=solver,
@@ -282,6 +298,12 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
         eps, 1 no more than scaled columns, and the units of columns do not matter. "eps" is 0.01,
         or 0 where distinct rows are linearly independent in the directions kept, so that closed
         forms are exact. "auto" is the Ledoit-Wolf estimate.
+
+    clip : bool, default=False
+        Whether to limit the whitened coordinates of new rows to the range that they have on the
+        training rows of positive weight, as :class:`~sklearn.preprocessing.MinMaxScaler` does
+        with its `clip`: predictions far from the data are then bounded, and those of training
+        rows are as without. Not with `patches`.
 
     activation : {"relu", "gated_relu"}, default="relu"
         "gated_relu" fixes the on/off pattern of each unit by `n_gates` random gates, which
@@ -389,6 +411,14 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
         `alpha_`.
     loss_ : Loss
         The loss trained with.
+    whitened_range_ : ndarray of shape (2, `n_components_`)
+        Only with `clip`: minimum and maximum of each whitened coordinate on the training rows.
+    whitening_ : dict of ndarrays
+        Only with `clip`: coordinates are ``X @ whitening_["coefs"] + whitening_["intercepts"]``,
+        and once they are clipped hidden units see ``Z @ whitening_["hidden_coefs"]`` plus their
+        shift in `batch_norm_`; with gated_relu a unit is on where
+        ``Z @ whitening_["gates"][:-1] + whitening_["gates"][-1] >= 0``. `coefs_` and `gates_` are
+        the same network without the clip.
     n_features_in_ : int
         Number of columns of X, for images of values.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -426,6 +456,7 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
         *,
         n_components: int | float | None = None,
         shrinkage: float | str = "eps",
+        clip: bool = False,
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -444,6 +475,7 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
             alpha,
             n_components=n_components,
             shrinkage=shrinkage,
+            clip=clip,
             activation=activation,
             patches=patches,
             solver=solver,

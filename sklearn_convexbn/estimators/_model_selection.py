@@ -153,6 +153,10 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         Settings to choose from, each as in :class:`ConvexBNRegressor`, like the parameters below
         that say no more. All are tried with all of `n_components`.
 
+    clip : bool, default=False
+        Whether to limit the whitened coordinates of new rows to their range on the training rows,
+        in the folds as in the final network.
+
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
 
@@ -262,6 +266,7 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         eps: float = 1e-3,
         n_components: int | float | list[Any] | None = None,
         shrinkage: float | str | list[Any] = "eps",
+        clip: bool = False,
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -284,6 +289,7 @@ class ConvexBNRegressorCV(NumbersCV, BaseConvexBNCV, ConvexBNRegressor):
         self.loss = loss
         self.n_components = n_components
         self.shrinkage = shrinkage
+        self.clip = clip
         self.activation = activation
         self.patches = patches
         self.solver = solver
@@ -357,6 +363,10 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
     shrinkage : float, "eps", "auto" or list of these, default="eps"
         Settings to choose from, each as in :class:`ConvexBNClassifier`, like the parameters below
         that say no more. All are tried with all of `n_components`.
+
+    clip : bool, default=False
+        Whether to limit the whitened coordinates of new rows to their range on the training rows,
+        in the folds as in the final network.
 
     activation : {"relu", "gated_relu"}, default="relu"
         Activation of the hidden units.
@@ -473,6 +483,7 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
         eps: float = 1e-3,
         n_components: int | float | list[Any] | None = None,
         shrinkage: float | str | list[Any] = "eps",
+        clip: bool = False,
         activation: str = "relu",
         patches: Patches | None = None,
         solver: str | solvers.Solver = "auto",
@@ -496,6 +507,7 @@ class ConvexBNClassifierCV(LabelsCV, BaseConvexBNCV, ConvexBNClassifier):
         self.eps = eps
         self.n_components = n_components
         self.shrinkage = shrinkage
+        self.clip = clip
         self.activation = activation
         self.patches = patches
         self.solver = solver

@@ -12,7 +12,7 @@ from sklearn_convexbn.data._canonical import TargetScaling
 from sklearn_convexbn.data._patches import PatchGrid, flattened
 from sklearn_convexbn.data._pooling import IDENTITY, Pooling
 from sklearn_convexbn.data._rows import Rows
-from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.data._whitening import ClippedCoordinates, Whitening
 from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.support._arrays import Array, like, writable
 
@@ -45,6 +45,9 @@ class Network:
     patches : PatchGrid or None
         Of a convolutional network with G cells: d values of a patch, and output weights (m G, C),
         those of a unit together.
+    clipped : ClippedNetwork or None
+        What the output is computed by where inputs are clipped; it is that of the formula above on
+        rows that are not changed by it.
     """
 
     coefs: list[np.ndarray]
@@ -53,6 +56,7 @@ class Network:
     gates: np.ndarray | None = None
     n_components: int | None = None
     patches: PatchGrid | None = None
+    clipped: ClippedNetwork | None = None
 
     @property
     def pooling(self) -> Pooling:
@@ -90,10 +94,13 @@ class Network:
     def _hidden_blocks(self, rows: Rows) -> Iterator[tuple[slice, Array]]:
         """Yield slices of rows and the hidden units' values there."""
         cut = rows if self.patches is None else self.patches.rows(rows)
-        W, w0 = (like(a, rows.example) for a in (self.coefs[0], self.intercepts[0]))
-        G = None if self.gates is None else like(self.gates, rows.example)
-        pooling = self.pooling
-        for block, part in cut.multipliable(W.shape[1], PREDICTED_NUMBERS):
+        network = self if self.clipped is None else self.clipped.network
+        inputs = None if self.clipped is None else self.clipped.coordinates.on(rows.example)
+        W, w0 = (like(a, rows.example) for a in (network.coefs[0], network.intercepts[0]))
+        G = None if network.gates is None else like(network.gates, rows.example)
+        pooling, width = self.pooling, W.shape[1] + (0 if inputs is None else W.shape[0])
+        for block, given in cut.multipliable(width, PREDICTED_NUMBERS):
+            part = given if inputs is None else inputs.of_block(given)
             hidden = part @ W
             hidden += w0
             hidden = hidden.clip(min=0.0) if G is None else hidden * (part @ G[:-1] + G[-1] >= 0)
@@ -112,7 +119,8 @@ class Network:
         torch.nn.Sequential
             (Linear, BatchNorm1d, ReLU, Linear), with patches (Conv2d, BatchNorm2d, ReLU, AvgPool2d,
             Flatten, Linear), without batch normalization when folded. An empty network is given one
-            hidden unit of zeros, as torch's layers need one.
+            hidden unit of zeros, as torch's layers need one. Where inputs are clipped (Linear,
+            Hardtanh) come first: whitened coordinates, from zero to one in their range.
 
         Raises
         ------
@@ -122,6 +130,10 @@ class Network:
         from torch import nn
 
         self._check_exportable()
+        if self.clipped is not None:
+            coordinates, network = self.clipped.to_unit_range()
+            first = linear_layer(coordinates.coefs, coordinates.intercepts)
+            return nn.Sequential(first, nn.Hardtanh(0.0, 1.0), *network.to_torch(fold=fold)).eval()
         network = self if len(self.intercepts[0]) else self._with_a_unit()
         W, norm, grid = network.coefs[0], network.batch_norm, self.patches
         if fold:
@@ -178,6 +190,56 @@ class Network:
         return _filled(layer, weight=norm["scale"], bias=norm["shift"], **statistics)
 
 
+@dataclass(frozen=True)
+class ClippedNetwork:
+    """A dense network of whitened coordinates that are limited to their range in training.
+
+    Attributes
+    ----------
+    coordinates : ClippedCoordinates
+        Of rows X (n, d): k of them.
+    network : Network
+        With hidden weights (k, m).
+    """
+
+    coordinates: ClippedCoordinates
+    network: Network
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        coordinates: ClippedCoordinates,
+        hidden: np.ndarray,
+        gates: np.ndarray | None,
+    ) -> ClippedNetwork:
+        """Return a network of X, with its hidden weights (k, m) and gates (k + 1, m) on Z."""
+        norm = {**network.batch_norm, "mean": np.zeros(hidden.shape[1])}
+        coefs, intercepts = [hidden, network.coefs[1]], [norm["shift"], network.intercepts[1]]
+        inner = Network(coefs, intercepts, norm, gates, network.n_components)
+        return cls(coordinates, inner)
+
+    def to_unit_range(self) -> tuple[ClippedCoordinates, Network]:
+        """Return the same with coordinates whose range is from zero to one."""
+        given, network = self.coordinates, self.network
+        low, high = given.limits
+        width, W = high - low, network.coefs[0]
+        factor = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
+        coordinates = ClippedCoordinates(
+            given.coefs * factor,
+            (given.intercepts - low) * factor,
+            np.array([np.zeros_like(low), np.ones_like(low)]),
+        )
+        scale, moved = network.batch_norm["scale"], low @ W
+        mean = np.divide(-moved, scale, out=np.zeros_like(moved), where=scale > 0)
+        return coordinates, replace(
+            network,
+            coefs=[W * width[:, None], network.coefs[1]],
+            intercepts=[network.intercepts[0] + moved, network.intercepts[1]],
+            batch_norm={**network.batch_norm, "mean": mean},
+        )
+
+
 def recover_network(
     neurons: Neurons,
     whitening: Whitening,
@@ -185,6 +247,7 @@ def recover_network(
     gates: np.ndarray | None = None,
     target: TargetScaling | None = None,
     patches: PatchGrid | None = None,
+    coordinates: ClippedCoordinates | None = None,
 ) -> Network:
     """Return the batch-normalized network of given neurons.
 
@@ -202,6 +265,8 @@ def recover_network(
         Undone in the output layer.
     patches : PatchGrid, default=None
         Of a convolutional network.
+    coordinates : ClippedCoordinates, default=None
+        Of the whitening, where the network clips its inputs.
 
     Returns
     -------
@@ -224,12 +289,15 @@ def recover_network(
         "shift": q[:, -1].copy(),
     }
     offset = neurons.intercept * scale + (0.0 if target is None else target.offset)
-    rows = None
+    rows = own = None
     if gates is not None:
-        G, g0 = whitening.hidden_layer(gates[:, neurons.gates[order]].T)  # type: ignore[index]
-        rows = np.vstack([G, g0])
-    coefs = [W, v.reshape(-1, len(offset))]
-    return Network(coefs, [intercept, offset], batch_norm, rows, whitening.n_components, patches)
+        own = gates[:, neurons.gates[order]]  # type: ignore[index]
+        rows = np.vstack(whitening.hidden_layer(own.T))
+    layers = [W, v.reshape(-1, len(offset))], [intercept, offset]
+    network = Network(*layers, batch_norm, rows, whitening.n_components, patches)
+    if coordinates is None:
+        return network
+    return replace(network, clipped=ClippedNetwork.of(network, coordinates, q[:, :-1].T, own))
 
 
 def neurons_of_network(

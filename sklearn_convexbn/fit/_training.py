@@ -19,7 +19,7 @@ from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._patches import Patches, PatchGrid
 from sklearn_convexbn.data._pooling import IDENTITY
 from sklearn_convexbn.data._rows import RowBlocks, Rows
-from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.data._whitening import ClippedCoordinates, Whitening
 from sklearn_convexbn.fit._memory import are_stored, check_arrangements_fit, check_rows_fit
 from sklearn_convexbn.fit._network import Network, check_finite, neurons_of_network, recover_network
 from sklearn_convexbn.program._arrangements import (
@@ -52,6 +52,7 @@ PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
 FIT_CONSTRAINTS: dict[str, list[Any]] = {
     **PROBLEM_CONSTRAINTS,
     "alpha": [*PROBLEM_CONSTRAINTS["alpha"], StrOptions({"auto"})],
+    "clip": ["boolean"],
     "activation": [StrOptions({"relu", "gated_relu"})],
     "patches": [Patches, None],
     "solver": [StrOptions({"auto", *solvers.REGISTRY}), solvers.Solver],
@@ -109,6 +110,7 @@ class TrainingSettings(FitSettings):
     shrinkage: float | str
     activation: str
     n_gates: int | str
+    clip: bool = False
 
     def on(self, data: TrainingData) -> TrainingSettings:
         """Return the settings with the alpha that "auto" is on some data."""
@@ -141,6 +143,8 @@ class Prepared:
     solver : Solver
     patches : PatchGrid or None
         Of a convolutional network.
+    coordinates : ClippedCoordinates or None
+        Of a network that clips its inputs.
     """
 
     problem: Problem
@@ -148,6 +152,7 @@ class Prepared:
     target: TargetScaling | None
     solver: solvers.Solver
     patches: PatchGrid | None = None
+    coordinates: ClippedCoordinates | None = None
 
     def start(self, network: Network) -> Neurons | None:
         """Return the neurons of a network in the units of X and y, to start from.
@@ -175,7 +180,12 @@ class Prepared:
         """
         gates = self.problem.gates if self.problem.activation == "gated_relu" else None
         network = recover_network(
-            result.neurons, self.whitening, gates=gates, target=self.target, patches=self.patches
+            result.neurons,
+            self.whitening,
+            gates=gates,
+            target=self.target,
+            patches=self.patches,
+            coordinates=self.coordinates,
         )
         hidden, output = zip(network.coefs, network.intercepts, strict=True)
         check_finite(hidden=hidden, output=output)
@@ -329,7 +339,8 @@ def prepare(
     )
     solver = solvers.first_capable(choice, problem)
     problem = with_arrangements(problem, whitening, solver, settings)
-    return Prepared(problem, whitening, data.target, solver, data.patches)
+    coordinates = whitening.clipped_to(data.rows, data.shards) if settings.clip else None
+    return Prepared(problem, whitening, data.target, solver, data.patches, coordinates)
 
 
 @out_of_memory_explained()
