@@ -7,6 +7,7 @@ modules are imported where they are used.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,13 @@ def own_model(classes: bool, **parameters: Any) -> Any:
     """Return the package's estimator, seeded."""
     kind = ConvexBNClassifier if classes else ConvexBNRegressor
     return kind(**({"random_state": 0} | parameters))
+
+
+def without_clip(model: Any) -> Any:
+    """Return a fitted estimator of ``clip=True`` that predicts as if it had been without."""
+    plain = copy(model)
+    del plain.whitened_range_
+    return plain
 
 
 def warm_up() -> None:

@@ -293,7 +293,7 @@ class BaseConvexBN(BaseNetwork):
             self.n_components_,
             self._cut(),
         )
-        if not hasattr(self, "whitened_range_"):
+        if not hasattr(self, "whitened_range_") or self.n_components_ == 0:
             return network
         own = self.whitening_
         inputs = ClippedCoordinates(own["coefs"], own["intercepts"], self.whitened_range_)

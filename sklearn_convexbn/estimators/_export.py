@@ -30,8 +30,8 @@ def export_int8(network: Any, X: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     network : estimator or torch.nn.Sequential
-        A fitted estimator of this package with ``activation="relu"``, without `patches`, or
-        another network that :func:`lipschitz_bound` takes.
+        A fitted estimator of this package with ``activation="relu"``, without `patches` and
+        `clip`, or another network that :func:`lipschitz_bound` takes.
     X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Rows to calibrate with: columns and hidden units are clipped to the range they have there.
         The training data, or some hundred rows of them.
@@ -45,8 +45,8 @@ def export_int8(network: Any, X: Any, path: str | os.PathLike[str]) -> None:
     TypeError
         If `network` is none of the kinds above.
     ValueError
-        For another activation or architecture, a network with `patches`, an estimator that is
-        not fitted, or X that it does not take.
+        For another activation or architecture, a network with `patches` or `clip`, an estimator
+        that is not fitted, or X that it does not take.
 
     See Also
     --------
@@ -76,6 +76,12 @@ def export_int8(network: Any, X: Any, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             "export_int8 needs a dense network, with patches=None. For a convolutional one export "
             "to_torch(fold=True) and use onnxruntime's quantize_static."
+        )
+    if layers.clipped is not None:
+        raise ValueError(
+            "export_int8 needs a network of clip=False. Columns and hidden units are clipped to "
+            "their range on X in 8-bit integers anyway; export to_torch(fold=True) for a file that "
+            "clips as the estimator does."
         )
     plain = layers.in_eval_mode()
     if layers.estimator is not None:

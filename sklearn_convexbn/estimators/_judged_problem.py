@@ -28,6 +28,9 @@ from sklearn_convexbn.support._sharding import ALL_HERE
 #: Largest share of a hidden unit's values that the directions kept may fail to express.
 EXPRESSION_TOLERANCE = 1e-8
 
+#: Whitened coordinates of a network that clips may be outside their range by this share of it.
+CLIPPED_TOLERANCE = 1e-9
+
 #: So many roundings of the terms of a unit's sum may be lost besides.
 ROUNDINGS_OF_TERMS = 16
 
@@ -68,6 +71,7 @@ def problem_of_network(
     layers = read_network(network, X, caller)
     with_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
     data = _training_data(layers, X, y, sample_weight, loss, with_intercept, caller)
+    _check_not_clipped(layers, data, caller)
     problem, whitening = state_problem(
         data,
         alpha=float(alpha),
@@ -111,6 +115,23 @@ def _training_data(
             data = replace(data, Y=np.hstack([1.0 - data.Y, data.Y]), loss=LOSSES["softmax"])
     _check_outputs(layers, data, loss)
     return replace(data, patches=layers.patches)
+
+
+def _check_not_clipped(layers: Layers, data: TrainingData, caller: str) -> None:
+    """Refuse rows that the network clips, as it is no network of the problem there."""
+    if layers.clipped is None:
+        return
+    inputs, rows = layers.clipped.coordinates, data.rows.on_cpu()
+    low, high = inputs.limits
+    slack = CLIPPED_TOLERANCE * (high - low)
+    Z = rows.dot(inputs.coefs) + inputs.intercepts
+    n_outside = ((low - slack > Z) | (high + slack < Z)).any(axis=1).sum()
+    if n_outside:
+        raise ValueError(
+            f"{caller} judges a network of clip=True on rows that are inside the range of its "
+            f"training rows, where it clips nothing. {n_outside} of {len(rows)} distinct rows are "
+            "outside."
+        )
 
 
 def _default_loss(layers: Layers, y: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from numbers import Real
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from scipy import sparse
@@ -14,9 +14,11 @@ from sklearn.utils import check_array
 from sklearn_convexbn.data._patches import PatchGrid
 from sklearn_convexbn.data._rows import Rows
 from sklearn_convexbn.data._validation import ACCEPTED_X, validated_rows
+from sklearn_convexbn.data._whitening import ClippedCoordinates
 from sklearn_convexbn.estimators._targets import TIE
 from sklearn_convexbn.fit._foreign import Layers, read_network
 from sklearn_convexbn.fit._lipschitz import (
+    ROUNDING,
     lipschitz,
     lipschitz_around,
     radius_of_decrease,
@@ -85,6 +87,12 @@ def lipschitz_bound(network: Any, X: Any = None, *, radius: float = 0.0) -> floa
     1500): for one output the relaxation of a quadratic form of signs [1]_, for several LipSDP
     [2]_. Around a row, units whose hyperplane the ball does not reach stay on or off.
 
+    An estimator of ``clip=True`` is a network of whitened coordinates, whose lengths are scaled to
+    those of steps of the row. Clipping them shortens distances, so the bound is that of the network
+    times the spectral norm of the map to them. That is one where the directions are orthonormal, as
+    without shrinkage; the bound everywhere is then that without `clip`. Around rows that are
+    clipped it is about the nearest point in the range, and may be far above the truth.
+
     References
     ----------
     .. [1] A. Raghunathan, J. Steinhardt, P. Liang, "Certified Defenses against Adversarial
@@ -103,12 +111,13 @@ def lipschitz_bound(network: Any, X: Any = None, *, radius: float = 0.0) -> floa
     """
     check_arguments("lipschitz_bound", {"radius": radius}, CONSTRAINTS)
     layers = _read(network, X, "lipschitz_bound")
-    plain = _dense(layers.in_eval_mode())
-    W, V = plain.coefs
+    plain = _plain(layers)
+    (W, V), stretch = plain.network.coefs, plain.stretch
     overall = lipschitz(W, V)
     if X is None:
-        return overall
-    return lipschitz_around(_inputs_of_units(layers, plain, X)[0], W, V, float(radius), overall)
+        return stretch * overall
+    H = _inputs_of_units(layers, plain, X)[0]
+    return stretch * lipschitz_around(H, W, V, stretch * float(radius), overall)
 
 
 @plain_torch()
@@ -162,13 +171,14 @@ def certified_radius(network: Any, X: Any) -> np.ndarray:
     """
     layers = _read(network, X, "certified_radius")
     _check_classifier(layers)
-    plain = _per_class(_dense(layers.in_eval_mode()))
-    H, lengths = _inputs_of_units(layers, plain, X)
-    W, V = plain.coefs
-    F = np.maximum(H, 0.0) @ V + plain.intercepts[1]
+    plain = _plain(layers)
+    network = _per_class(plain.network)
+    H, lengths, moved = _inputs_of_units(layers, plain, X)
+    W, V = network.coefs
+    F = np.maximum(H, 0.0) @ V + network.intercepts[1]
     predicted = F.argmax(axis=1)
     slack = TIE * np.maximum(np.abs(F).max(axis=1), 1.0)
-    slack += 2 * rounding_of_output(lengths, plain)
+    slack += 2 * rounding_of_output(lengths, network)
     radius = np.full(len(F), np.inf)
     for one, other in combinations(range(F.shape[1]), 2):
         g = V[:, one] - V[:, other]
@@ -178,7 +188,7 @@ def certified_radius(network: Any, X: Any) -> np.ndarray:
             margin = F[rows, a] - F[rows, b] - slack[rows]
             far = radius_of_decrease(H[rows], W, sign * g, margin, overall)
             radius[rows] = np.minimum(radius[rows], far)
-    return radius
+    return np.maximum(radius - 2 * moved, 0.0) / plain.stretch
 
 
 def _read(network: Any, X: Any, caller: str) -> Layers:
@@ -189,6 +199,33 @@ def _read(network: Any, X: Any, caller: str) -> Layers:
             "function of the image, and change without bound where they are constant."
         )
     return layers
+
+
+class _Plain(NamedTuple):
+    """A dense network, of rows or of what they are mapped to and clipped.
+
+    A step of a row is at most `stretch` times as long in the network's inputs.
+    """
+
+    network: Network
+    inputs: ClippedCoordinates | None
+    stretch: float
+
+
+def _plain(layers: Layers) -> _Plain:
+    """Return a network as a dense one without clipping.
+
+    Coordinates are scaled so that each is a step of length one of the row, which makes the map
+    from rows an isometry where its directions are orthonormal, as without shrinkage. Clipping them
+    shortens distances.
+    """
+    if layers.clipped is None:
+        return _Plain(_dense(layers.in_eval_mode()), None, 1.0)
+    coefs = layers.clipped.coordinates.coefs
+    lengths = np.linalg.norm(coefs, axis=0)
+    clipped = layers.clipped.rescaled(np.zeros_like(lengths), lengths)
+    stretch = ROUNDING * float(np.linalg.norm(clipped.coordinates.coefs, 2))
+    return _Plain(clipped.network, clipped.coordinates, stretch)
 
 
 def _check_classifier(layers: Layers) -> None:
@@ -238,20 +275,41 @@ def _per_class(network: Network) -> Network:
     return Network([network.coefs[0], V], [network.intercepts[0], v0], {})
 
 
-def _inputs_of_units(layers: Layers, plain: Network, X: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inputs of the ReLUs (n, m) of rows, and the lengths (n,) of the rows."""
+def _inputs_of_units(
+    layers: Layers, plain: _Plain, X: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the inputs of the ReLUs (n, m) of rows and the lengths (n,) of what they see.
+
+    The third is by how much (n,) that may be off through rounding.
+    """
     X = layers.as_rows(X)
     if layers.estimator is not None:
         X = validated_rows(layers.estimator, X)
     else:
         X = check_array(as_numpy(X), **ACCEPTED_X, input_name="X")
-    W, w0 = plain.coefs[0], plain.intercepts[0]
-    if X.shape[1] != len(W):
-        raise ValueError(f"X has {X.shape[1]} features, but the network expects {len(W)}.")
-    rows = Rows(X).on_cpu()
-    H, lengths = np.empty((len(rows), len(w0))), np.empty(len(rows))
+    if X.shape[1] != layers.n_features:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but the network expects {layers.n_features}."
+        )
+    rows, (W, w0) = Rows(X).on_cpu(), (plain.network.coefs[0], plain.network.intercepts[0])
+    H, (lengths, moved) = np.empty((len(rows), len(w0))), np.zeros((2, len(rows)))
     for block, part in rows.multipliable(len(w0), PREDICTED_NUMBERS):
-        H[block] = part @ W + w0
-        norm = sparse.linalg.norm if sparse.issparse(part) else np.linalg.norm
-        lengths[block] = norm(part, axis=1)
-    return H, lengths
+        lengths[block], seen = _lengths(part), part
+        if plain.inputs is not None:
+            moved[block] = _rounding_of_coordinates(lengths[block], plain.inputs)
+            seen = plain.inputs.of_block(part)
+            lengths[block] = _lengths(seen)
+        H[block] = seen @ W + w0
+    return H, lengths, moved
+
+
+def _lengths(rows: Any) -> np.ndarray:
+    norm = sparse.linalg.norm if sparse.issparse(rows) else np.linalg.norm
+    return np.asarray(norm(rows, axis=1))
+
+
+def _rounding_of_coordinates(lengths: np.ndarray, inputs: ClippedCoordinates) -> np.ndarray:
+    """Return how far rounding may move the coordinates (n,) of rows of some lengths (n,)."""
+    d, sizes = len(inputs.coefs), np.linalg.norm(inputs.coefs, axis=0)
+    terms = lengths[:, None] * sizes + np.abs(inputs.intercepts)
+    return np.finfo(float).eps * (d + 10) * np.linalg.norm(terms, axis=1)

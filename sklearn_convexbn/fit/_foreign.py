@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn.data._patches import PatchGrid, flattened, windows
 from sklearn_convexbn.data._validation import named
-from sklearn_convexbn.fit._network import Network
+from sklearn_convexbn.fit._network import ClippedNetwork, Network
 from sklearn_convexbn.support._arrays import as_numpy
 
 ACCEPTED = (
@@ -51,6 +51,8 @@ class Layers:
     patches : PatchGrid or None
         Of a convolutional network with G cells: d values of a patch, and output weights (m G, C),
         those of a unit together.
+    clipped : ClippedNetwork or None
+        What the output is computed by where inputs are clipped.
     """
 
     coefs: list[np.ndarray]
@@ -59,6 +61,7 @@ class Layers:
     has_output_bias: bool
     estimator: BaseEstimator | None = None
     patches: PatchGrid | None = None
+    clipped: ClippedNetwork | None = None
 
     @property
     def n_features(self) -> int:
@@ -171,7 +174,8 @@ def _from_estimator(network: Any, caller: str) -> Layers:
     )
     patches = getattr(network, "patches_", None)
     grid = None if patches is None else PatchGrid(**patches)
-    return Layers(coefs, intercepts, None, True, network, grid)
+    clipped = network._network().clipped if hasattr(network, "whitened_range_") else None
+    return Layers(coefs, intercepts, None, True, network, grid, clipped)
 
 
 def _from_torch(network: Any, nn: Any, X: Any) -> Layers:

@@ -131,9 +131,11 @@ class Network:
 
         self._check_exportable()
         if self.clipped is not None:
-            coordinates, network = self.clipped.to_unit_range()
-            first = linear_layer(coordinates.coefs, coordinates.intercepts)
-            return nn.Sequential(first, nn.Hardtanh(0.0, 1.0), *network.to_torch(fold=fold)).eval()
+            low, high = self.clipped.coordinates.limits
+            clipped = self.clipped.rescaled(low, high - low)
+            first = linear_layer(clipped.coordinates.coefs, clipped.coordinates.intercepts)
+            rest = clipped.network.to_torch(fold=fold)
+            return nn.Sequential(first, nn.Hardtanh(0.0, 1.0), *rest).eval()
         network = self if len(self.intercepts[0]) else self._with_a_unit()
         W, norm, grid = network.coefs[0], network.batch_norm, self.patches
         if fold:
@@ -219,25 +221,28 @@ class ClippedNetwork:
         inner = Network(coefs, intercepts, norm, gates, network.n_components)
         return cls(coordinates, inner)
 
-    def to_unit_range(self) -> tuple[ClippedCoordinates, Network]:
-        """Return the same with coordinates whose range is from zero to one."""
+    def rescaled(self, offset: np.ndarray, size: np.ndarray) -> ClippedNetwork:
+        """Return the same with coordinates less an offset (k,), divided by a size (k,).
+
+        The offset of coordinates of size zero, which are to be constant, is their value.
+        """
         given, network = self.coordinates, self.network
-        low, high = given.limits
-        width, W = high - low, network.coefs[0]
-        factor = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
+        factor = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
         coordinates = ClippedCoordinates(
             given.coefs * factor,
-            (given.intercepts - low) * factor,
-            np.array([np.zeros_like(low), np.ones_like(low)]),
+            (given.intercepts - offset) * factor,
+            (given.limits - offset) * factor,
         )
-        scale, moved = network.batch_norm["scale"], low @ W
+        W, scale = network.coefs[0], network.batch_norm["scale"]
+        moved = offset @ W
         mean = np.divide(-moved, scale, out=np.zeros_like(moved), where=scale > 0)
-        return coordinates, replace(
+        network = replace(
             network,
-            coefs=[W * width[:, None], network.coefs[1]],
+            coefs=[W * size[:, None], network.coefs[1]],
             intercepts=[network.intercepts[0] + moved, network.intercepts[1]],
             batch_norm={**network.batch_norm, "mean": mean},
         )
+        return ClippedNetwork(coordinates, network)
 
 
 def recover_network(
