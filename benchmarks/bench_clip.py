@@ -91,8 +91,8 @@ class Clip(Benchmark):
         yield "Predictions with whitened coordinates clipped"
         yield (
             f"{(__doc__ or '').strip()}\n\nAt most {o.rows} training and {o.max_test} test rows a "
-            f"set, seed {o.seed}. A ratio is the error with `clip` by that without; half a test row "
-            "is added to both where they are rates, so that none is of zeros."
+            f"set, seed {o.seed}. A ratio is the error with `clip` by that without; half a test "
+            "row is added to both where they are rates, so that none is of zeros."
         )
         if not cells:
             return

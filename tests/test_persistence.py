@@ -83,6 +83,8 @@ CASES = {
     "gated": ("one output", {"activation": "gated_relu", "n_gates": 8}),
     "gated, three classes": ("three classes", {"activation": "gated_relu", "n_gates": 8}),
     "gated cvxpy": ("two outputs", {"activation": "gated_relu", "solver": "cvxpy", "n_gates": 8}),
+    "clip": ("two outputs", {"clip": True}),
+    "gated, clip": ("one output", {"activation": "gated_relu", "n_gates": 8, "clip": True}),
     "closed form": ("wide", {}),
     "closed form, classes": ("wide classes", {}),
     "patches": ("two classes", {"patches": Patches((2, 2), size=1, pooling=1, normalize=False)}),
@@ -396,7 +398,10 @@ def assert_close(a, b, rtol):
 
 @pytest.mark.parametrize(
     "case",
-    ["pursuit, two outputs", "pursuit, three classes", "empty", "paths", "paths, three classes"],
+    [
+        *("pursuit, two outputs", "pursuit, three classes", "empty", "clip"),
+        *("paths", "paths, three classes"),
+    ],
 )
 def test_onnx_in_double_precision(case, tmp_path):
     model, X = fitted(case), data(case)[0]

@@ -63,6 +63,7 @@ CASES = {
     "squared": (2, "one output", {}),
     "no intercept": (2, "one output", {"fit_intercept": False, "alpha": 0.1}),
     "outputs": (1, "two outputs", {}),
+    "clip": (2, "one output", {"clip": True}),
     "logistic": (2, "two classes", {}),
     "softmax": (1, "three classes", {}),
     "balanced": (1, "three classes", {"class_weight": "balanced", "alpha": 0.1}),
@@ -116,6 +117,7 @@ def attributes(fitted, X):
         "singular_values": fitted.singular_values_.tolist(),
         "coefs": [a.sum() for a in fitted.coefs_],
         "shrinkage": fitted.shrinkage_,
+        "range": np.array(getattr(fitted, "whitened_range_", [])).tolist(),
     }
 
 
@@ -283,6 +285,7 @@ def test_network_is_that_of_one_process(fitted, name):
     assert found["objective"] == pytest.approx(expected["objective"], rel=1e-6)
     assert found["prediction"] == pytest.approx(expected["prediction"], rel=1e-2, abs=1e-2)
     assert found["singular_values"] == pytest.approx(expected["singular_values"])
+    np.testing.assert_allclose(np.abs(found["range"]), np.abs(expected["range"]), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["transformer", "head"])

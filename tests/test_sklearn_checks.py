@@ -33,8 +33,8 @@ SHARED = [
     {},
     {"activation": "gated_relu"},
     {"n_components": 2, "shrinkage": "auto", "alpha": 0.1},
-    {"solver": "pursuit", "fit_intercept": False, "alpha": 0.1},
-    {"activation": "gated_relu", "solver": "fista", "n_gates": 32},
+    {"solver": "pursuit", "fit_intercept": False, "alpha": 0.1, "clip": True},
+    {"activation": "gated_relu", "solver": "fista", "n_gates": 32, "clip": True},
     {"activation": "gated_relu", "solver": "cvxpy", "n_gates": 8},
     {"patches": Patches(size=None), "alpha": 0.1},  # a row is an image of one patch
 ]
@@ -44,7 +44,7 @@ CLASSIFIER = [
 ]
 # Short paths in few folds: the default's 30 alphas would take minutes in all checks.
 CROSS_VALIDATED = [
-    {"alphas": 2, "eps": 0.3, "cv": 2, "selection": "one_standard_error"},
+    {"alphas": 2, "eps": 0.3, "cv": 2, "selection": "one_standard_error", "clip": True},
     {"alphas": [0.1], "n_components": [1, None], "cv": 2, "patches": Patches(size=None)},
 ]
 # The checks seed the outer estimator only, and compare transformed data to 1e-7.
