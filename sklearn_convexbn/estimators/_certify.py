@@ -215,8 +215,9 @@ def certify(
     ValueError
         For another architecture or activation, an estimator that is not fitted, invalid
         parameters or data, numbers of features, outputs or labels that do not fit, outputs that
-        are not finite, an output bias where ``fit_intercept=False``, or hidden units that depend
-        on directions of X which `n_components` cuts.
+        are not finite, an output bias where ``fit_intercept=False``, hidden units that depend
+        on directions of X which `n_components` cuts, or rows that an estimator of ``clip=True``
+        clips.
 
     See Also
     --------

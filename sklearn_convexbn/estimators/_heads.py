@@ -47,8 +47,9 @@ def replace_head(
     -------
     network : torch.nn.Sequential
         (features, Linear, BatchNorm1d, ReLU, Linear) in eval mode, in the dtype and on the device
-        of the features. Its outputs (n_samples, n_outputs) are those of `head`, up to rounding
-        in that dtype: predictions, or for a classifier the values of its decision function.
+        of the features; with ``clip=True`` (Linear, Hardtanh) follow the features. Its outputs
+        (n_samples, n_outputs) are those of `head`, up to rounding in that dtype: predictions, or
+        for a classifier the values of its decision function.
     head : estimator of this package
         The fitted clone of `estimator`, whose X are the features, with its certificate.
 

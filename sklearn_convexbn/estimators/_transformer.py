@@ -111,7 +111,8 @@ class ConvexBNTransformer(
         """Return the outputs of the hidden units.
 
         These are ``relu(X @ coefs_[0] + intercepts_[0])`` with the attributes of `estimator_`; for
-        ``activation="gated_relu"`` the relu is replaced by the gates' 0/1 values.
+        ``activation="gated_relu"`` the relu is replaced by the gates' 0/1 values, and with
+        ``clip=True`` the whitened coordinates of rows are clipped first.
 
         Parameters
         ----------
