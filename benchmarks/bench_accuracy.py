@@ -6,6 +6,7 @@ standardised target, as this package's regressor makes it by itself.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from _suite import data
 from _suite.benchmark import Benchmark
-from _suite.package import own_model, warm_up
+from _suite.package import own_model, own_search, warm_up
 from _suite.runner import timed
 from _suite.store import Cell, plain
 from _suite.tables import geometric_mean, markdown
@@ -32,9 +33,8 @@ FOLDERS = {"uci": "regression", "uci_classification": "classification", "highdim
 MEASURES = {"regression": "RMSE / standard deviation", "classification": "error rate"}
 BUNDLED = ("diabetes", "breast_cancer", "wine", "digits")
 LEAKING_COLUMNS = {"bike": [15, 16]}  # they add up to exp(target), see the data's README
-#: This package: besides alpha it tunes shrinkage or n_components. `ours_lower_alpha` stops at a gap
-#: of 0.1 and leaves out the largest alpha of the others for one below the smallest.
-OURS = ("ours", "ours_lower_alpha", "ours_components")
+#: This package: besides alpha its cross-validated estimators choose shrinkage or n_components.
+OURS = ("ours", "ours_components")
 RANKED = ("svm", "forest", "hgb", "mlp")
 PEERS = (*RANKED, "mlp_one_layer")
 MODELS = (*PEERS, *OURS)  # in the order they are run
@@ -143,16 +143,15 @@ def make_model(name: str, classes: bool, **parameters: Any) -> Any:
 
 
 def make_grid(name: str, n_features: int) -> Grid:
-    """Return the 12 candidates of a model."""
-    alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -1 - 8 / 3, 5)]
+    """Return the candidates of a model: 12, or 18 along paths of ours."""
+    alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -3.5, 6)]
     gammas = [float(f"{g / n_features:.3g}") for g in (0.1, 0.3, 1, 3)]
-    shrinkages, leaves = [0.0, 0.1, 0.9], {"max_leaf_nodes": [7, 31], "min_samples_leaf": [5, 20]}
+    leaves = {"max_leaf_nodes": [7, 31], "min_samples_leaf": [5, 20]}
     rates, sizes = [0.001, 0.01], [(100,), (100, 100)]
     one_layer = [0.001, 0.01, 0.1, 0.3, 1.0, 10.0]
     grids: dict[str, Grid] = {
-        "ours": {"alpha": alphas[:4], "shrinkage": shrinkages},
-        "ours_lower_alpha": {"alpha": alphas[1:], "shrinkage": shrinkages, "tol": [0.1]},
-        "ours_components": {"alpha": alphas[:4], "n_components": [None, 0.99, 0.9]},
+        "ours": {"alphas": alphas, "shrinkage": [0.01, 0.1, 0.5]},
+        "ours_components": {"alphas": alphas, "n_components": [None, 0.99, 0.9]},
         "svm": {"C": [1, 20, 400], "gamma": gammas},
         "forest": {"max_features": ["sqrt", 0.33, 0.67, 1.0], "min_samples_leaf": [1, 3, 10]},
         "hgb": {"learning_rate": [0.03, 0.1, 0.3], **leaves},
@@ -173,18 +172,57 @@ def tune(data: Split, pipeline: Any, grid: Grid, folds: Any) -> Cell:
     searched = timed(search.fit, data.X, data.y)
     best = clone(pipeline).set_params(**search.best_params_)
     refitted = timed(best.fit, data.X, data.y)
-    predicted, score = timed(best.predict, data.X_test), search.best_score_
+    chosen = {key.split("__")[-1]: value for key, value in search.best_params_.items()}
+    score = search.best_score_
     return {
-        "error": data.error(predicted.answer),
         "cv_error": float(1 - score if data.classes else -score / data.y.std()),
-        "best_params": {key.split("__")[-1]: v for key, v in search.best_params_.items()},
+        "best_params": chosen,
         "search_cpu": searched.cpu + refitted.cpu,
         "refit_cpu": refitted.cpu,
-        "predict_cpu": predicted.cpu,
-        "n_neurons": getattr(best[-1], "n_neurons_", None),
-        "gap": getattr(best[-1], "dual_gap_", None),
         "convergence_warnings": searched.warned,
         "refit_convergence_warnings": refitted.warned,
+        **judged(data, best),
+    }
+
+
+def tune_along_paths(data: Split, grid: Grid, folds: Any) -> Cell:
+    """Let our estimator search along its paths, and score it; its best candidate is timed apart.
+
+    The rows are scaled once, by all training rows.
+    """
+    model = own_search(data.classes, **grid, cv=folds)
+    pipeline = make_pipeline(StandardScaler(), model)
+    searched = timed(pipeline.fit, data.X, data.y)
+    chosen = {"alpha": model.alpha_} | {
+        key: getattr(model, f"{key}_") for key in grid if key != "alphas"
+    }
+    alone = make_pipeline(StandardScaler(), own_model(data.classes, **chosen))
+    refitted = timed(alone.fit, data.X, data.y)
+    column = list(model.alphas_).index(model.alpha_)
+    setting = model.best_index_[0]
+    if data.classes:
+        cv_error = 1.0 - model.scores_[setting, column].mean()
+    else:
+        cv_error = np.sqrt(model.mse_path_[setting, column]).mean() / data.y.std()
+    return {
+        "cv_error": float(cv_error),
+        "best_params": plain(chosen),
+        "search_cpu": searched.cpu,
+        "refit_cpu": refitted.cpu,
+        "convergence_warnings": searched.warned,
+        "refit_convergence_warnings": refitted.warned,
+        **judged(data, pipeline),
+    }
+
+
+def judged(data: Split, model: Any) -> Cell:
+    """Return the test error of a fitted pipeline, its time, and what is known of its network."""
+    predicted = timed(model.predict, data.X_test)
+    return {
+        "error": data.error(predicted.answer),
+        "predict_cpu": predicted.cpu,
+        "n_neurons": getattr(model[-1], "n_neurons_", None),
+        "gap": getattr(model[-1], "dual_gap_", None),
     }
 
 
@@ -281,6 +319,8 @@ class Tuned(Benchmark):
         data, seed = self.split(cell["set"]), self.options.seed
         kind = StratifiedKFold if data.classes else KFold
         folds = kind(N_FOLDS, shuffle=True, random_state=seed)
+        if cell["model"] in OURS:
+            return tune_along_paths(data, cell["grid"], folds)
         return tune(data, make_model(cell["model"], data.classes), cell["grid"], folds)
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
@@ -318,11 +358,12 @@ def combinations(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def of_rows(parameters: dict[str, Any], n: int) -> dict[str, Any]:
-    """Return parameters for n training rows, an alpha such as "0.05/sqrt(n)" as a number."""
-    alpha = parameters.get("alpha")
-    if not (isinstance(alpha, str) and alpha.endswith("/sqrt(n)")):
+    """Return parameters for n training rows, an alpha such as "0.05/n^0.5" as a number."""
+    rule = re.fullmatch(r"(.+)/n\^(.+)", str(parameters.get("alpha")))
+    if rule is None:
         return parameters
-    return {**parameters, "alpha": float(alpha.removesuffix("/sqrt(n)")) / n**0.5}
+    scale, power = map(float, rule.groups())
+    return {**parameters, "alpha": scale / n**power}
 
 
 class Defaults(Benchmark):

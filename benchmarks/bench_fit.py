@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from _suite.benchmark import Benchmark, command
-from _suite.data import TEACHERS, data_folder, load, load_images, teacher, test_error
+from _suite.data import (
+    MANY_TARGETS,
+    TEACHERS,
+    data_folder,
+    load,
+    load_images,
+    many_targets,
+    teacher,
+    test_error,
+)
 from _suite.package import own_model, warm_up
 from _suite.runner import run_apart, timed
 from _suite.store import Cell
@@ -34,6 +43,8 @@ def data(name: str, n: int = 10_000) -> tuple[Array, Array]:
     """Return inputs and targets, which are integers for classification."""
     if name in TEACHERS:
         return teacher(n, classes=name == TEACHERS[1])
+    if name in MANY_TARGETS:
+        return many_targets(name)
     if name == "mnist":
         X, y = load_images(name)[:2]
         return X.reshape(len(X), -1).astype(np.float32), y
@@ -127,7 +138,8 @@ class Fit(FitTable):
         "root mean squared error in standard deviations of the target, or error rate. `rounds` "
         "are an MLP's epochs."
     )
-    names, sizes = (*REGRESSION, *CLASSIFICATION, *TEACHERS), (10_000, 100_000)
+    names = (*REGRESSION, *CLASSIFICATION, *MANY_TARGETS, *TEACHERS)
+    sizes = (10_000, 100_000, 1_000_000)
 
     def measure(self, cell: Cell) -> Cell:
         X, y = data(cell["data"], cell["rows"])

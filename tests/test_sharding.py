@@ -23,6 +23,7 @@ import sklearn_convexbn
 from sklearn_convexbn import ConvexBNRegressor, ConvexBNTransformer, replace_head, row_shards
 from sklearn_convexbn.data import _decomposition, _rows
 from sklearn_convexbn.fit import _training
+from sklearn_convexbn.fit._automatic_alpha import first_alpha
 from sklearn_convexbn.search import _search
 from sklearn_convexbn.solvers import _pursuit
 from sklearn_convexbn.support._sharding import ALL_HERE
@@ -102,11 +103,20 @@ def fits(rank):
     wide = np.random.default_rng(0).standard_normal((len(X), 100))
     loose = model("one", tol=1e-2, alpha=0.1, n_components=5)
     yield "wide", attributes(loose.fit(wide[here], f[here]), wide)
+    yield "noise", attributes(noisy_model().fit(X[here], noise(X)[here]), X)
     layer = ConvexBNTransformer(model("one")).fit(X[here], f[here])
     yield "transformer", attributes(layer.estimator_, X)
     _, head = replace_head(torch.nn.Identity(), X[here], f[here], estimator=model("one"))
     yield "head", attributes(head, X)
     yield from searches(here)
+
+
+def noise(X):
+    return np.random.default_rng(0).standard_normal(len(X))
+
+
+def noisy_model():
+    return model("one", alpha="auto", tol=1e-2)
 
 
 def attributes(fitted, X):
@@ -117,6 +127,7 @@ def attributes(fitted, X):
         "singular_values": fitted.singular_values_.tolist(),
         "coefs": [a.sum() for a in fitted.coefs_],
         "shrinkage": fitted.shrinkage_,
+        "alpha": fitted.alpha_,
         "range": np.array(getattr(fitted, "whitened_range_", [])).tolist(),
     }
 
@@ -300,6 +311,13 @@ def test_shrinkage_is_estimated_from_all_rows(fitted):
     X, f, _ = data()
     one = model("one", tol=1e-2, shrinkage="auto").fit(X, f)
     assert fitted[0]["random"]["shrinkage"] == pytest.approx(one.shrinkage_)
+
+
+def test_noise_on_all_rows_raises_alpha(fitted):
+    X, _, _ = data()
+    one, found = noisy_model().fit(X, noise(X)), fitted[0]["noise"]
+    assert found["alpha"] == one.alpha_ > first_alpha(len(X))
+    assert found["objective"] == pytest.approx(one.objective_, rel=2e-2)
 
 
 def test_singular_values_where_rows_are_fewer_than_columns(fitted):

@@ -107,6 +107,9 @@ class LassoUnits(Units):
         self.X, self.device = torch.as_tensor(X), torch.device("cpu")
         (self.n_samples, self.n_parameters), self.n_rows = X.shape, len(X)
 
+    def part(self, samples):
+        return LassoUnits(self.X[samples])
+
     def norms(self, Q):
         return np.abs(Q).sum(axis=0)
 

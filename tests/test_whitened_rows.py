@@ -59,6 +59,21 @@ def test_rows_are_those_of_the_stored_matrix(kind, dtype):
     torch.testing.assert_close(computed[index], stored[index], **tolerance)
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse", "patches"])
+def test_parts_are_slices_still_to_be_computed(kind):
+    rows = rows_of_kind(kind)
+    whitening = whiten(rows, np.ones(len(rows)), n_components=5)[1]
+    computed = WhitenedRows(rows, whitening, torch.float64)
+    unit = rows.patches.n_patches if kind == "patches" else 1
+    for samples in (slice(20, 70), slice(50), slice(90, None)):
+        first, last, _ = samples.indices(len(rows) // unit)
+        here = slice(unit * first, unit * last)
+        part = computed.part(here)
+        assert isinstance(part, WhitenedRows)
+        assert len(part) == unit * (last - first)
+        torch.testing.assert_close(part[:], computed[here], rtol=0, atol=1e-13)
+
+
 def assert_same_network(model, other, X):
     assert model.n_neurons_ == other.n_neurons_
     np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-7)
@@ -83,8 +98,10 @@ def test_large_fit_is_that_with_stored_rows():
     """More rows than those that steer the search, in float32."""
     X, y = make_classification(21_000, 50, n_redundant=0, random_state=0)
     settings = {"alpha": 0.1, "tol": 0.1, "random_state": 0}
-    model, (Z,) = fitted_without_memory(ConvexBNClassifier(**settings), X, y)
-    assert Z.dtype == torch.float32
+    model, (Z, *parts) = fitted_without_memory(ConvexBNClassifier(**settings), X, y)
+    assert len(Z) == 21_000
+    assert {len(part) for part in parts} >= {10_500, 5000}  # of early rounds, and behind
+    assert all(rows.dtype == torch.float32 for rows in (Z, *parts))
     other = ConvexBNClassifier(**settings).fit(X, y)
     np.testing.assert_allclose(model.objective_, other.objective_, rtol=1e-3)
     assert model.dual_gap_ <= 0.1

@@ -18,6 +18,7 @@ from sklearn.metrics import root_mean_squared_error, zero_one_loss
 Array = NDArray[np.float64]
 TEACHERS = ("teacher", "teacher_classes")  # regression and two classes
 N_FEATURES, N_TEACHER_UNITS, NOISE = 30, 10, 0.3
+MANY_TARGETS = ("noise_60_classes", "noise_20_outputs", "classes_150", "outputs_100")
 
 
 def data_folder() -> Path:
@@ -72,6 +73,24 @@ def teacher(n: int, classes: bool = False, seed: int = 0) -> tuple[Array, NDArra
     y = np.maximum(X @ hidden, 0.0) @ rng.standard_normal(N_TEACHER_UNITS)
     y = (y - y.mean()) / y.std() + NOISE * rng.standard_normal(n)
     return X, (y > 0).astype(np.int64) if classes else y
+
+
+def many_targets(name: str, seed: int = 0) -> tuple[Array, NDArray[Any]]:
+    """Return inputs (n, 10) and many classes or outputs, which may have nothing to do with them.
+
+    `MANY_TARGETS` names them: normal noise and random labels, clusters of standard deviation 0.3 a
+    class around normal centres, and a unit with noise of standard deviation 0.3 an output.
+    """
+    rng, count = np.random.default_rng(seed), int("".join(filter(str.isdigit, name)))
+    if name == "noise_60_classes":
+        return rng.standard_normal((400, 10)), np.arange(400) % count
+    if name == "classes_150":
+        y = np.arange(2000) % count
+        return rng.standard_normal((count, 10))[y] + 0.3 * rng.standard_normal((2000, 10)), y
+    X, noise = rng.standard_normal((700, 10)), rng.standard_normal((700, count))
+    if name == "noise_20_outputs":
+        return X, noise
+    return X, np.maximum(X @ rng.standard_normal((10, count)), 0.0) + 0.3 * noise
 
 
 def load_images(name: str) -> tuple[NDArray[np.uint8], ...]:

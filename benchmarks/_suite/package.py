@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_convexbn import ConvexBNClassifier, ConvexBNRegressor, Patches
+from sklearn_convexbn import (
+    ConvexBNClassifier,
+    ConvexBNClassifierCV,
+    ConvexBNRegressor,
+    ConvexBNRegressorCV,
+    Patches,
+)
 
 #: Name of this package in tables.
 OWN = "ours"
@@ -21,6 +27,12 @@ OWN = "ours"
 def own_model(classes: bool, **parameters: Any) -> Any:
     """Return the package's estimator, seeded."""
     kind = ConvexBNClassifier if classes else ConvexBNRegressor
+    return kind(**({"random_state": 0} | parameters))
+
+
+def own_search(classes: bool, **parameters: Any) -> Any:
+    """Return the package's cross-validated estimator, seeded."""
+    kind = ConvexBNClassifierCV if classes else ConvexBNRegressorCV
     return kind(**({"random_state": 0} | parameters))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -337,6 +337,11 @@ class PatchRows(RowBlocks):
 
     def slices(self, width: int = 0, numbers: int | None = None) -> Iterator[slice]:
         yield from self._slices(self.shape[1] + width, numbers, unit=self.patches.n_patches)
+
+    def part(self, rows: slice) -> Self:
+        """Return the rows of some images: a slice of multiples of the number of their patches."""
+        (first, last, _), K = rows.indices(len(self)), self.patches.n_patches
+        return type(self)(self.images.part(slice(first // K, last // K)), self.patches)
 
     def __getitem__(self, rows: slice) -> Array:
         K = self.patches.n_patches

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy import sparse
@@ -41,6 +41,10 @@ class RowBlocks(ABC):
     @abstractmethod
     def __getitem__(self, rows: slice) -> Any:
         """Return a block of rows (rows, d), dense and in float64."""
+
+    @abstractmethod
+    def part(self, rows: slice) -> Self:
+        """Return some of the rows, still to be read."""
 
     @property
     @abstractmethod
@@ -143,9 +147,12 @@ class Rows(RowBlocks):
     def stay_sparse(self) -> bool:
         return sparse.issparse(self.X) and self.device is None and self.shape[1] > DENSE_COLUMNS
 
-    def take(self, index: np.ndarray) -> Rows:
+    def take(self, index: np.ndarray) -> Self:
         """Return some of these rows, by their places here."""
         return type(self)(self.X, index if self.index is None else self.index[index], self.device)
+
+    def part(self, rows: slice) -> Self:
+        return self.take(np.arange(*rows.indices(len(self))))
 
     def to(self, device: str | None) -> Rows:
         """Return the same rows with blocks on a torch device; None: where X is."""

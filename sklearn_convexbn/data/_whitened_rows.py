@@ -37,6 +37,10 @@ class WhitenedRows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def part(self, rows: slice) -> WhitenedRows:
+        """Return some of the rows, still to be computed."""
+        return WhitenedRows(self.rows.part(rows), self.whitening, self.dtype)
+
     def __getitem__(self, rows: Any) -> Tensor:
         """Return the rows of a slice (rows, k), or of a tensor of numbers (*shape, k)."""
         if isinstance(rows, slice):

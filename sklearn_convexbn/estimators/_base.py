@@ -27,6 +27,7 @@ from sklearn_convexbn.data._validation import named, validated_rows
 from sklearn_convexbn.data._whitening import ClippedCoordinates
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._network import ClippedNetwork, Network
+from sklearn_convexbn.fit._progressive import train
 from sklearn_convexbn.fit._training import (
     FIT_CONSTRAINTS,
     Prepared,
@@ -34,7 +35,7 @@ from sklearn_convexbn.fit._training import (
     TrainingSettings,
     check_for_shards,
     prepare,
-    solve,
+    total_weight,
     train_path,
 )
 from sklearn_convexbn.losses._base import Loss
@@ -257,8 +258,6 @@ class BaseConvexBN(BaseNetwork):
         return TrainingSettings.of(values)
 
     def _train(self, data: TrainingData, settings: TrainingSettings, hooks: FitHooks) -> None:
-        settings = settings.on(data)
-        alpha = float(settings.alpha)
         prepared = prepare(data, settings)
         _warn_of_lost_columns(prepared, getattr(self, "feature_names_in_", None))
         start = None
@@ -266,11 +265,11 @@ class BaseConvexBN(BaseNetwork):
             start = prepared.start(self._network())
 
         def attributes(result: Result) -> dict[str, Any]:
-            return fitted_attributes(prepared.trained(result), alpha, data)
+            return fitted_attributes(prepared.trained(result), data)
 
         hooks.attributes = attributes
-        trained = solve(prepared, settings, start=start, monitor=hooks)
-        self._set_fitted(fitted_attributes(trained, alpha, data))
+        trained = train(prepared, settings, total_weight(data), start=start, monitor=hooks)
+        self._set_fitted(fitted_attributes(trained, data))
         hooks.end(lambda: attributes(trained.result))
 
     def _path(
@@ -281,8 +280,8 @@ class BaseConvexBN(BaseNetwork):
         shared: Decomposition | None,
     ) -> Iterator[tuple[dict[str, Any], bool]]:
         path = train_path(data, settings, alphas, shared)
-        for alpha, trained in zip(alphas, path, strict=True):
-            yield fitted_attributes(trained, alpha, data), trained.result.converged
+        for trained in path:
+            yield fitted_attributes(trained, data), trained.result.converged
 
     def _network(self) -> Network:
         network = Network(
@@ -375,9 +374,9 @@ def attributes_of(result: Result, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dict[str, Any]:
+def fitted_attributes(trained: Trained, data: TrainingData) -> dict[str, Any]:
     """Return the fitted attributes of an estimator, in the units of y."""
-    network, whitening = trained.network, trained.whitening
+    network, whitening, alpha = trained.network, trained.whitening, trained.result.alpha
     attributes = {
         **attributes_of(trained.result, data),
         "coefs_": network.coefs,
@@ -389,8 +388,8 @@ def fitted_attributes(trained: Trained, alpha: float, data: TrainingData) -> dic
         "explained_variance_ratio_": whitening.explained_variance_ratio,
         "shrinkage_": whitening.shrinkage,
         "damping_": whitening.damping,
-        "alpha_": float(alpha),
-        "weight_decay_": float(alpha) * data.unit / data.scale,
+        "alpha_": alpha,
+        "weight_decay_": alpha * data.unit / data.scale,
     }
     if network.gates is not None:
         attributes["gates_"] = network.gates

@@ -32,8 +32,11 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
     ----------
     alpha : float or "auto", default="auto"
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss on a
-        target of unit variance; it has no unit. Must be positive. "auto" is ``0.05 / sqrt(n)``
-        for a total weight n of the rows, at most 0.05: a start, `alpha` is what to tune first.
+        target of unit variance; it has no unit. Must be positive. "auto" begins at
+        ``0.009 / n^(1/4)`` for a total weight n of the rows and, with the pursuit of dense
+        networks, doubles up to four times where networks begin to fit noise: by their loss on
+        rows that early rounds leave out, or below 2000 rows by generalized cross-validation (for
+        "poisson" Akaike's criterion). `alpha_` is what it came to. `alpha` is what to tune first.
 
     n_components : int, float or None, default=None
         Number of leading singular directions of X that are kept, or, in (0, 1), the share of
@@ -84,7 +87,8 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         the fit stops.
 
     max_iter : int, default=200
-        Largest number of rounds of the solver.
+        Largest number of rounds of the solver. Where the pursuit of a dense network begins on
+        parts of 2000 and more rows, or raises `alpha`, rounds there count.
 
     device : str or None, default=None
         Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
@@ -127,10 +131,11 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
     dual_gap_ : float
         Relative duality gap, ``certificate_.gap``.
     n_iter_ : int
-        Rounds run.
+        Rounds run with the last `alpha_` on all rows.
     history_ : dict of ndarrays of shape (`n_iter_`,)
-        "objective", "dual_gap", "n_neurons", "time" (seconds) and "kind" after each round. The
-        kind of its bound is "exact", or of an estimate "verified" or "stopping".
+        "objective", "dual_gap", "n_neurons", "time" (seconds since the fit began) and "kind" after
+        each of these rounds. The kind of its bound is "exact", or of an estimate "verified" or
+        "stopping".
     solver_ : Solver
         The solver used.
     n_components_ : int
@@ -282,8 +287,10 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     ----------
     alpha : float or "auto", default="auto"
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss. Must
-        be positive. "auto" is ``0.05 / sqrt(n)`` for a total weight n of the rows, at most 0.05:
-        a start, `alpha` is what to tune first.
+        be positive. "auto" begins at ``0.009 / n^(1/4)`` for a total weight n of the rows and, with
+        the pursuit of dense networks, doubles up to four times where networks begin to fit noise:
+        by their loss on rows that early rounds leave out, or below 2000 rows by Akaike's criterion.
+        `alpha_` is what it came to. `alpha` is what to tune first.
 
     n_components : int, float or None, default=None
         Number of leading singular directions of X that are kept, or, in (0, 1), the share of
@@ -333,7 +340,8 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
         the fit stops.
 
     max_iter : int, default=200
-        Largest number of rounds of the solver.
+        Largest number of rounds of the solver. Where the pursuit of a dense network begins on
+        parts of 2000 and more rows, or raises `alpha`, rounds there count.
 
     device : str or None, default=None
         Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
@@ -381,10 +389,11 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
     dual_gap_ : float
         Relative duality gap, ``certificate_.gap``.
     n_iter_ : int
-        Rounds run.
+        Rounds run with the last `alpha_` on all rows.
     history_ : dict of ndarrays of shape (`n_iter_`,)
-        "objective", "dual_gap", "n_neurons", "time" (seconds) and "kind" after each round. The
-        kind of its bound is "exact", or of an estimate "verified" or "stopping".
+        "objective", "dual_gap", "n_neurons", "time" (seconds since the fit began) and "kind" after
+        each of these rounds. The kind of its bound is "exact", or of an estimate "verified" or
+        "stopping".
     solver_ : Solver
         The solver used.
     n_components_ : int

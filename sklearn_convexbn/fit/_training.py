@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -20,6 +20,7 @@ from sklearn_convexbn.data._patches import Patches, PatchGrid
 from sklearn_convexbn.data._pooling import IDENTITY
 from sklearn_convexbn.data._rows import RowBlocks, Rows
 from sklearn_convexbn.data._whitening import ClippedCoordinates, Whitening
+from sklearn_convexbn.fit._automatic_alpha import first_alpha
 from sklearn_convexbn.fit._memory import are_stored, check_arrangements_fit, check_rows_fit
 from sklearn_convexbn.fit._network import Network, check_finite, neurons_of_network, recover_network
 from sklearn_convexbn.program._arrangements import (
@@ -61,10 +62,6 @@ FIT_CONSTRAINTS: dict[str, list[Any]] = {
     "max_iter": [Interval(Integral, 1, None, closed="left")],
     "verbose": ["verbose"],
 }
-
-#: alpha="auto" is this over the root of the total weight of the rows (or of one row, if they weigh
-#: less): the best alpha falls with their number.
-AUTOMATIC_ALPHA = 0.05
 
 #: Whitened rows of this many numbers or more are stored in float32 if the tolerance allows it.
 COMPACT_NUMBERS = 2**20
@@ -113,11 +110,15 @@ class TrainingSettings(FitSettings):
     clip: bool = False
 
     def on(self, data: TrainingData) -> TrainingSettings:
-        """Return the settings with the alpha that "auto" is on some data."""
+        """Return the settings with the alpha that "auto" begins with on some data."""
         if self.alpha != "auto":
             return self
-        total = data.shards.total(float(data.weights.sum()))
-        return replace(self, alpha=AUTOMATIC_ALPHA / max(1.0, total) ** 0.5)
+        return replace(self, alpha=first_alpha(total_weight(data)))
+
+
+def total_weight(data: TrainingData) -> float:
+    """Return the total weight of the rows, on all processes."""
+    return float(data.shards.total(float(data.weights.sum())))
 
 
 @dataclass(frozen=True)
@@ -350,8 +351,12 @@ def solve(
     *,
     start: Neurons | None = None,
     monitor: solvers.Monitor | None = None,
+    leave: Callable[[solvers.Result], bool] | None = None,
+    begin: float | None = None,
 ) -> Trained:
     """Solve a prepared problem and recover the network.
+
+    `leave` and `begin` are as in :func:`sklearn_convexbn.solvers.run`.
 
     Raises
     ------
@@ -374,6 +379,8 @@ def solve(
         max_iter=settings.max_iter,
         verbose=settings.verbose,
         monitor=monitor,
+        leave=leave,
+        begin=begin,
     )
     return prepared.trained(result)
 

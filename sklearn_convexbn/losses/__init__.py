@@ -17,6 +17,7 @@ from sklearn_convexbn.losses._base import (
     SoftmaxLoss,
     SquaredError,
     _sigmoid,
+    cross_validated,
 )
 from sklearn_convexbn.losses._base import _xlogx as xlogx
 from sklearn_convexbn.losses._dual_rows import DualRows
@@ -75,6 +76,9 @@ class LogLoss(Loss):
 
     def dual_rows(self, Y: Array, p: Array) -> DualRows | None:
         return self.of_outputs(Y.shape[1]).dual_rows(Y, p)
+
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return LogisticLoss().estimated_error(value, freedom)
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         return self.of_outputs(F.shape[1]).cvxpy_value(F, Y, p)
@@ -145,6 +149,9 @@ class Huber(_Separable):
     def outside(self, U: Same, Y: Same, p: Same) -> Any:
         return (abs(U / p[:, None]) - self.delta).clip(min=0.0).max()
 
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return cross_validated(value, freedom, power=2)
+
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         import cvxpy as cp
 
@@ -197,6 +204,9 @@ class Poisson(_Separable):
         means, fitted = shards.totals(p @ Y, p @ xp.exp(F - top))
         tiny = 1e-300
         return xp.log(means.clip(min=tiny)) - xp.log(fitted.clip(min=tiny)) - top
+
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return value + freedom  # Akaike's criterion: a negative log-likelihood
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         import cvxpy as cp
@@ -274,6 +284,9 @@ class Quantile(_Separable):
         u = U / p[:, None]
         beyond = array_namespace(u).maximum(-(self.quantile + u), u - (1.0 - self.quantile))
         return beyond.clip(min=0.0).max()
+
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return cross_validated(value, freedom, power=1)
 
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         import cvxpy as cp

@@ -20,6 +20,10 @@ from sklearn_convexbn.support._sharding import Shards
 #: Newton steps of the intercept with less curvature than this would leave the range of floats.
 LEAST_CURVATURE = 1e-150
 
+#: Estimated errors divide by at least this share of the rows, where degrees of freedom nearly are
+#: as many as they.
+LEAST_FREEDOM = 0.05
+
 
 class Loss(BaseEstimator, ABC):
     """A convex loss of one row, and its weighted mean.
@@ -122,6 +126,24 @@ class Loss(BaseEstimator, ABC):
             return None
         return Residuals(-self.gradient(array_namespace(Y).zeros_like(Y), Y, p) / p[:, None], p)
 
+    def estimated_error(self, value: float, freedom: float) -> float:
+        """Return an estimate of the mean loss on new rows, from that on the training rows.
+
+        Parameters
+        ----------
+        value : float
+            `value` of a network on the rows it was fitted to.
+        freedom : float
+            Degrees of freedom that were spent on it, a row.
+
+        Returns
+        -------
+        float
+            `value` here, for a loss that nothing is known of; ``alpha="auto"`` then stays as it
+            begins.
+        """
+        return value
+
     def prediction(self, F: Same) -> Same:
         """Return what a regressor predicts at the raw output F (n, C), of the same shape."""
         return F
@@ -167,6 +189,9 @@ class SquaredError(Loss):
     def curvatures(self, F: Same, Y: Same, p: Same) -> tuple[Same, Same]:
         return p[:, None] + 0.0 * F, F[None][:0]
 
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return cross_validated(value, freedom, power=2)
+
     def cvxpy_value(self, F: Any, Y: Array, p: Array) -> Any:
         import cvxpy as cp
 
@@ -201,6 +226,9 @@ class LogisticLoss(Loss):
 
     def dual_rows(self, Y: Array, p: Array) -> DualRows:
         return Probabilities(Y, p)
+
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return value + freedom  # Akaike's criterion: a negative log-likelihood
 
     def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         s = _sigmoid(F)
@@ -248,6 +276,9 @@ class SoftmaxLoss(Loss):
     def dual_rows(self, Y: Array, p: Array) -> DualRows:
         return Probabilities(Y, p)
 
+    def estimated_error(self, value: float, freedom: float) -> float:
+        return value + freedom  # Akaike's criterion: a negative log-likelihood
+
     def hessian(self, F: Same, Y: Same, p: Same) -> Same:
         xp = array_namespace(F)
         s = softmax(F)
@@ -267,6 +298,16 @@ class SoftmaxLoss(Loss):
 LOSSES: dict[str, Loss] = {
     loss.name: loss for loss in (SquaredError(), LogisticLoss(), SoftmaxLoss())
 }
+
+
+def cross_validated(value: float, freedom: float, *, power: int) -> float:
+    """Return a mean loss of degree `power` in the residuals as generalized cross-validation does.
+
+    Left out, a row has its residual over ``1 - freedom`` (P. Craven, G. Wahba, "Smoothing Noisy
+    Data with Spline Functions", Numerische Mathematik 1979; for absolute values M. Yuan, "GACV for
+    Quantile Smoothing Splines", Computational Statistics & Data Analysis 2006).
+    """
+    return value / max(1.0 - freedom, LEAST_FREEDOM) ** power
 
 
 def _low_rank_parts(H: Same) -> tuple[Same, Same]:

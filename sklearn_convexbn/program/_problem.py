@@ -237,6 +237,12 @@ class Problem(Objective[Any]):
             raise ValueError("This program has no list of arrangements.")
         return activation_patterns(self.Z, self.gates)
 
+    def part(self, samples: slice) -> Problem:
+        """Return the problem on some of the samples, all of which are here, in their place."""
+        p = self.p[samples]
+        units = self.units.part(samples)
+        return replace(self, units=units, Y=self.Y[samples], p=p / p.sum(), shards=units.shards)
+
     def fit_without_intercept(self, neurons: Neurons) -> Array:
         """Return ``sum_j a_j v_j^T`` (n, C)."""
         if self.activation == "gated_relu":
@@ -272,8 +278,11 @@ class Problem(Objective[Any]):
 
     def objective(self, neurons: Neurons) -> float:
         """Return the mean loss plus ``alpha`` times the mass, at the neurons' own b."""
-        F = self.fit_without_intercept(neurons) + like(neurons.intercept, self.Y)
-        return self.mean_loss(F) + self.alpha * neurons.mass
+        return self.loss_of(neurons) + self.alpha * neurons.mass
+
+    def loss_of(self, neurons: Neurons) -> float:
+        """Return the mean loss at the neurons' own b."""
+        return self.mean_loss(self.fit_without_intercept(neurons) + like(neurons.intercept, self.Y))
 
     def gate_norms(self, Lambda: np.ndarray) -> np.ndarray:
         """Return ``|Z^T D_g Lambda|`` (P,) for every gate: spectral norms, Euclidean for C = 1.

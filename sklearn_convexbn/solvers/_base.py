@@ -98,7 +98,15 @@ class RunSettings:
 
 
 class Monitor(Protocol):
-    """Told of the rounds of a run."""
+    """Told of the rounds of a run.
+
+    Attributes
+    ----------
+    stopped : bool
+        Whether it stopped the run after the last round.
+    """
+
+    stopped: bool
 
     def begin_round(self) -> None:
         """Note that a round is about to begin."""
@@ -113,9 +121,25 @@ class Result:
 
     neurons: Neurons
     certificate: Certificate
+    alpha: float
     n_iter: int
     converged: bool
     history: dict[str, np.ndarray] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        best: tuple[Neurons, Certificate],
+        rows: list[Row],
+        converged: bool,
+    ) -> Result:
+        """Return the best network with the history in columns."""
+        columns = zip(*rows, strict=True)
+        history = {key: np.array(column) for key, column in zip(HISTORY, columns, strict=True)}
+        return cls(
+            *best, alpha=problem.alpha, n_iter=len(rows), converged=converged, history=history
+        )
 
 
 class Solver(BaseEstimator, ABC):
@@ -140,6 +164,8 @@ class Solver(BaseEstimator, ABC):
     pools: bool = False
     #: Whether rows must be linearly independent after centring: at most one more than columns.
     needs_independent_rows: bool = False
+    #: Whether its rounds add neurons, as many as it takes.
+    adds_neurons: bool = False
     #: Whether it only sums over blocks of rows. Then, in programs without a list, many whitened
     #: rows are where X is, in float32 where `tol` allows it, computed when they are read where
     #: memory is short, and may be spread over processes. Else they are NumPy arrays in float64.
@@ -165,6 +191,8 @@ def run(
     max_iter: int,
     verbose: int = 0,
     monitor: Monitor | None = None,
+    leave: Callable[[Result], bool] | None = None,
+    begin: float | None = None,
 ) -> Result:
     """Run a solver until the relative gap is at most ``settings.tol``.
 
@@ -179,6 +207,12 @@ def run(
         Print one line a round when positive.
     monitor : Monitor, default=None
         Told of every round; may stop the run.
+    leave : callable, default=None
+        ``leave(result)`` returns whether to end the run after a round that is not the last one
+        allowed, without a warning: the caller goes on from its network with another problem.
+    begin : float, default=None
+        When the fit began, as `time.perf_counter` says, that the times of the history count from;
+        None is now.
 
     Returns
     -------
@@ -195,7 +229,7 @@ def run(
     """
     check_parameters(solver, solver._parameter_constraints)
     one_thread_after_fork()
-    begin = time.perf_counter()
+    begin = time.perf_counter() if begin is None else begin
     rows: list[Row] = []
     best: tuple[Neurons, Certificate] | None = None
     converged, reason = False, ""
@@ -218,14 +252,17 @@ def run(
             print(f"[{solver.name}] round {len(rows)}: {certificate}, {len(best[0])} neurons")
         converged = certificate.gap <= settings.tol
         reason = "not finite" if found is None else "stalled" if iterate.stalled else ""
-        stop = monitor is not None and monitor.end_round(_result(best, rows, converged))
+        result = Result.of(problem, best, rows, converged)
+        stop = monitor is not None and monitor.end_round(result)
         if problem.shards.maximum(float(stop)):
             reason = "callback"
+        elif leave is not None and not reason and len(rows) < max_iter and leave(result):
+            return replace(result, converged=False)
     if best is None:
         raise RuntimeError(f"solver={solver.name!r} returned no network.")
     if not converged and not settings.provisional:
         warn_caller(_not_converged(best[1], settings.tol, len(rows), reason), ConvergenceWarning)
-    return _result(best, rows, converged)
+    return Result.of(problem, best, rows, converged)
 
 
 def _certified(
@@ -283,13 +320,6 @@ def _without_result(solver: Solver, what: str) -> str:
         f"{what or 'those of another process'}. X, y or sample_weight may hold numbers whose "
         "squares or sums overflow: scale them, or choose another solver."
     )
-
-
-def _result(best: tuple[Neurons, Certificate], rows: list[Row], converged: bool) -> Result:
-    """Return the best network with the history in columns."""
-    columns = zip(*rows, strict=True)
-    history = {key: np.array(column) for key, column in zip(HISTORY, columns, strict=True)}
-    return Result(*best, n_iter=len(rows), converged=converged, history=history)
 
 
 def _better(

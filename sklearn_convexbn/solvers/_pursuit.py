@@ -60,6 +60,7 @@ class Pursuit(Solver):
     name = "pursuit"
     needs_arrangements = False
     pools = True
+    adds_neurons = True
     reads_blocks = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -98,6 +98,10 @@ class Units(ABC):
     def n_cells(self) -> int:
         """Activations G of a unit on a sample."""
         return self.pooling.n_cells
+
+    @abstractmethod
+    def part(self, samples: slice) -> Self:
+        """Return the same units on some of the samples here."""
 
     # -------------------------------------------------------------------- parameters and norm
 

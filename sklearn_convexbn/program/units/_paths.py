@@ -70,6 +70,9 @@ class PathUnits(Units):
         self.signs = inner_signs(inner_width)
         self._rows = {Z.dtype: Z}
 
+    def part(self, samples: slice) -> PathUnits:
+        return PathUnits(self.Z[samples], self.inner_width, self.precision)
+
     # ------------------------------------------------------------------------ sums over rows
 
     def _layers(self, Q: Tensor) -> Tensor:

@@ -90,6 +90,12 @@ class WhitenedUnits(Units):
         self.is_flat = shards.size == 1 and not hasattr(Z, "whitening") and pooling.is_identity
         self.rectified_rows = Z if self.is_flat else None
 
+    def part(self, samples: slice) -> WhitenedUnits:
+        first, last, _ = samples.indices(self.n_samples)
+        rows = slice(first * self.pooling.n_patches, last * self.pooling.n_patches)
+        Z = self.Z.part(rows) if hasattr(self.Z, "part") else self.Z[rows]
+        return WhitenedUnits(Z, ALL_HERE, self.pooling)
+
     # ------------------------------------------------------------------------ sums over rows
 
     def blocks(self, width: int) -> Iterator[slice]:
