@@ -17,8 +17,9 @@ from sklearn_convexbn.support._arrays import Array, as_numpy
 #: Dimensions in which, and rows on which, branch and bound over cones may prove something.
 PROOF_DIMENSIONS, PROOF_ROWS = 8, 20_000
 
-#: Operations of an enumeration of arrangements that is worth it, about two seconds, and in a fit.
-AFFORDABLE_OPERATIONS, QUICK_OPERATIONS = 1e9, 1e8
+#: Operations of an enumeration of arrangements that is worth it, about two seconds, in a fit, and
+#: in one of a loose tolerance, which is over in a tenth of that time.
+AFFORDABLE_OPERATIONS, QUICK_OPERATIONS, LOOSE_OPERATIONS = 1e9, 1e8, 2e7
 
 #: Evaluations that a proof may take in a fit, and their products with rows.
 QUICK_EVALUATIONS, QUICK_PRODUCTS = 30_000, 3.0e7
@@ -156,6 +157,7 @@ def proven(
     wanted: float | None = None,
     known: np.ndarray | None = None,
     n_evaluations: int | None = None,
+    n_operations: float = QUICK_OPERATIONS,
 ) -> Found:
     """Return an upper bound on all correlations that takes seconds at most, if there is one.
 
@@ -171,6 +173,8 @@ def proven(
         The best directions of a search, for branch and bound over cones.
     n_evaluations : int, default=None
         What that may take; None for the small budget of a fit, of which hopeless ones take a part.
+    n_operations : float, default=1e8
+        What an enumeration may take where a bound of `wanted` is good enough.
 
     Returns
     -------
@@ -191,7 +195,7 @@ def proven(
     size = units.n_rows, units.n_parameters, problem.n_weights
     if found.is_tight or not isinstance(units, WhitenedUnits):
         return found
-    affordable = AFFORDABLE_OPERATIONS if wanted is None else QUICK_OPERATIONS
+    affordable = AFFORDABLE_OPERATIONS if wanted is None else n_operations
     if exact_search_operations(*size) > affordable:
         if wanted is None:
             return found

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from sklearn_convexbn.program._problem import Neurons, Problem, relative_gap
-from sklearn_convexbn.search._bound import Found, proven, tolerable_correlation
+from sklearn_convexbn.search._bound import (
+    LOOSE_OPERATIONS,
+    QUICK_OPERATIONS,
+    Found,
+    proven,
+    tolerable_correlation,
+)
 from sklearn_convexbn.solvers._base import RunSettings
 from sklearn_convexbn.support._arrays import Array
 
@@ -19,7 +25,8 @@ if TYPE_CHECKING:
 #: Ascent steps of a rough search.
 ROUGH_STEPS = 10
 
-#: From this tolerance on searches do without DC steps, which raise maxima by a tenth of a percent.
+#: From this tolerance on searches do without DC steps, which raise maxima by a tenth of a percent,
+#: and proofs are given up earlier.
 UNPOLISHED_TOLERANCE = 0.05
 
 #: A verification costs at most this part of what the searches and slides of the rounds
@@ -132,7 +139,15 @@ class RoundSearch:
         if self.settings.provisional:
             return Outcome(found, now.gap(found.largest))
         enough = tolerable_correlation(self.problem, neurons, Lambda, self.settings.tol)
-        bounded = found.joined(proven(self.problem, Lambda, wanted=enough, known=found.directions))
+        bounded = found.joined(
+            proven(
+                self.problem,
+                Lambda,
+                wanted=enough,
+                known=found.directions,
+                n_operations=QUICK_OPERATIONS if self._fine.polished else LOOSE_OPERATIONS,
+            )
+        )
         if bounded.proven and (bounded.is_tight or self._passes(now, bounded.largest)):
             return Outcome(bounded, now.gap(bounded.largest))
         found = replace(bounded, bound=np.inf)  # what was met on the way to no proof
