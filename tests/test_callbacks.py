@@ -151,6 +151,20 @@ def test_a_hook_stops_a_path_on_its_way_with_the_network_of_that_alpha(diabetes)
     assert names.count("alpha") == model.best_index_ + 1
 
 
+def test_a_hook_stops_the_way_down_to_an_automatic_alpha(diabetes):
+    recorder = Recorder(stop_after=1)
+    model = PathNetRegressor(random_state=0).set_callbacks(recorder)
+    with pytest.warns(ConvergenceWarning, match=r"asked to stop at alpha=0\.01, before the last"):
+        model.fit(*diabetes)
+    assert model.alpha_ == pytest.approx(0.01)
+    assert model.objective_ == recorder.objectives[0]
+    recorder = Recorder()
+    model = PathNetRegressor(random_state=0).set_callbacks(recorder).fit(*diabetes)
+    names = names_of(recorder.events)
+    assert names[:3] == ["fit", "alpha", "round"]
+    assert recorder.objectives[-model.n_iter_ :] == model.history_["objective"].tolist()
+
+
 def test_progress_bar_runs_on_every_estimator(diabetes, capsys):
     rich = pytest.importorskip("rich", reason="scikit-learn's ProgressBar needs rich")
     assert rich is not None

@@ -1,14 +1,13 @@
 """Path networks as estimators."""
 
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import make_classification, make_friedman1
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -179,12 +178,39 @@ def test_warm_start_begins_with_the_network_so_far(friedman):
     assert model.paths_["inner"].shape[0] == 2
 
 
-def test_automatic_alpha(friedman):
+def test_automatic_alpha_goes_down_to_its_last_where_targets_are_clean(friedman):
+    X, _ = friedman
+    y = np.maximum(X[:, 0] - 0.5, 0) + np.maximum(X[:, 1] - X[:, 2], 0)
+    model = PathNetRegressor(random_state=0).fit(X, y)
+    assert model.alpha_ == pytest.approx(0.015 / np.sqrt(150))
+    assert model.dual_gap_ <= 0.2
+    labels = PathNetClassifier(random_state=0).fit(X, y > np.median(y))
+    assert labels.alpha_ <= 0.0123
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_automatic_alpha_stays_large_on_noise(classes, friedman):
+    """Wherever it ends, it is on the path, and the estimate has risen after it."""
+    X, _ = friedman
+    y = np.random.RandomState(0).standard_normal(len(X))
+    model = PathNetClassifier if classes else PathNetRegressor
+    model = model(random_state=0).fit(X, y > 0 if classes else y)
+    alphas = alphas_down_to(0.015 / np.sqrt(150))
+    assert np.isclose(model.alpha_, alphas).any()
+    assert model.alpha_ > alphas[-1]
+    settings = model.get_params() | {"alpha": float(model.alpha_)}
+    again = type(model)(**settings).fit(X, y > 0 if classes else y)
+    assert again.objective_ == pytest.approx(model.objective_, rel=0.2)
+
+
+def test_automatic_alpha_with_a_warm_start_goes_on_from_there(friedman):
     X, y = friedman
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = PathNetRegressor(max_iter=1, random_state=0).fit(X, y)
-    assert model.alpha_ == pytest.approx(0.03 / np.sqrt(150))
+    model = PathNetRegressor(warm_start=True, random_state=0).fit(X, y)
+    alpha, objective = model.alpha_, model.objective_
+    model.fit(X, y)
+    assert model.alpha_ <= alpha
+    if model.alpha_ == alpha:
+        assert model.objective_ <= objective * (1.0 + 1e-6)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.01, 1e-3, 1e-4])

@@ -22,17 +22,16 @@ from sklearn_convexbn.fit._path_training import (
     PreparedPaths,
     TrainedPaths,
     alphas_down_to,
+    automatic_alphas,
     path_solver,
     prepare_paths,
     train_paths,
+    train_until_noise,
 )
 from sklearn_convexbn.fit._training import FIT_CONSTRAINTS
 from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._compat import Interval, StrOptions, with_callbacks
 from sklearn_convexbn.support._sharding import Shards, refuse_shards
-
-#: ``alpha="auto"`` is this over the root of the number of rows.
-AUTO_ALPHA = 0.03
 
 
 class BasePathNet(BaseNetwork):
@@ -54,7 +53,7 @@ class BasePathNet(BaseNetwork):
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 50,
         device: str | None = None,
         warm_start: bool = False,
@@ -86,8 +85,12 @@ class BasePathNet(BaseNetwork):
 
     def _alphas(self, data: TrainingData) -> np.ndarray:
         """Return the alphas of a path, descending, that a fit without a start follows."""
-        alpha = automatic_alpha(data) if isinstance(self.alpha, str) else float(self.alpha)
-        return alphas_down_to(alpha)
+        return automatic_alphas(data) if self._is_automatic else alphas_down_to(float(self.alpha))
+
+    @property
+    def _is_automatic(self) -> bool:
+        """Whether a fit chooses alpha on its path."""
+        return isinstance(self.alpha, str)
 
     def _train(self, data: TrainingData, settings: PathSettings, hooks: FitHooks) -> None:
         prepared, alphas = prepare_paths(data, settings), self._alphas(data)
@@ -98,8 +101,13 @@ class BasePathNet(BaseNetwork):
             part.attributes = lambda result: path_attributes(here.trained(result), data)
             return part
 
-        alphas = alphas if start is None else alphas[-1:]
-        *_, trained = train_paths(prepared, settings, alphas, start=start, watch=watch)
+        if self._is_automatic:
+            if start is not None and (alphas <= self.alpha_).any():
+                alphas = alphas[alphas <= self.alpha_]
+            trained = train_until_noise(prepared, settings, alphas, start=start, watch=watch)
+        else:
+            alphas = alphas if start is None else alphas[-1:]
+            *_, trained = train_paths(prepared, settings, alphas, start=start, watch=watch)
         attributes = path_attributes(trained, data)
         self._set_fitted(attributes)
         hooks.end(lambda: attributes)
@@ -142,12 +150,6 @@ class BasePathNet(BaseNetwork):
         return self._network().to_torch()
 
 
-def automatic_alpha(data: TrainingData) -> float:
-    """Return the alpha that "auto" stands for, by the number of rows that merged ones stand for."""
-    rows = data.weights.sum() ** 2 / (data.weights**2).sum()
-    return AUTO_ALPHA / float(np.sqrt(rows))
-
-
 def path_attributes(trained: TrainedPaths, data: TrainingData) -> dict[str, Any]:
     """Return the fitted attributes of an estimator, in the units of y."""
     network = trained.network
@@ -181,8 +183,9 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     Parameters
     ----------
     alpha : float or "auto", default="auto"
-        Price of a path, relative to a mean loss on a target of unit variance. "auto" is
-        ``0.03 / sqrt(n)`` for n training rows.
+        Price of a path, relative to a mean loss on a target of unit variance. "auto" takes the
+        alpha of the path with the least estimate of the error on new rows, from the training loss
+        and the number of sub-networks, down to ``0.015 / sqrt(n)`` for n training rows at most.
 
     inner_width : int, default=4
         Number of inner units h of each sub-network; the first half adds, the rest subtracts. 0
@@ -199,7 +202,7 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         The fit stops when the estimated relative duality gap is at most `tol`.
 
     max_iter : int, default=50
@@ -210,7 +213,8 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
         one.
 
     warm_start : bool, default=False
-        Whether to start from the previous fit's network, and without the path of larger alphas.
+        Whether to start from the previous fit's network, and without the path of larger alphas;
+        "auto" does not go back to an alpha above `alpha_`.
 
     random_state : int, RandomState instance or None, default=None
         Seeds searches. Pass an int for identical results across calls.
@@ -278,7 +282,7 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     >>> from sklearn_convexbn import PathNetRegressor
     >>> X, y = load_diabetes(return_X_y=True)
     >>> model = PathNetRegressor(alpha=0.1, random_state=0).fit(X, y)
-    >>> model.dual_gap_ <= 0.1
+    >>> model.dual_gap_ <= 0.2
     True
     """
 
@@ -295,7 +299,7 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 50,
         device: str | None = None,
         warm_start: bool = False,
@@ -360,7 +364,9 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     Parameters
     ----------
     alpha : float or "auto", default="auto"
-        Price of a path, relative to a mean loss. "auto" is ``0.03 / sqrt(n)`` for n training rows.
+        Price of a path, relative to a mean loss. "auto" takes the alpha of the path with the least
+        estimate of the loss on new rows, from the training loss and the number of sub-networks,
+        down to ``0.015 / sqrt(n)`` for n training rows at most.
 
     inner_width : int, default=4
         Number of inner units h of each sub-network; the first half adds, the rest subtracts. 0
@@ -377,7 +383,7 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         The fit stops when the estimated relative duality gap is at most `tol`.
 
     max_iter : int, default=50
@@ -388,7 +394,8 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
         one.
 
     warm_start : bool, default=False
-        Whether to start from the previous fit's network, and without the path of larger alphas.
+        Whether to start from the previous fit's network, and without the path of larger alphas;
+        "auto" does not go back to an alpha above `alpha_`.
 
     random_state : int, RandomState instance or None, default=None
         Seeds searches. Pass an int for identical results across calls.
@@ -461,7 +468,7 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     >>> from sklearn_convexbn import PathNetClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> model = PathNetClassifier(alpha=0.03, random_state=0).fit(X, y)
-    >>> model.dual_gap_ <= 0.1
+    >>> model.dual_gap_ <= 0.2
     True
     """
 
@@ -478,7 +485,7 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 50,
         device: str | None = None,
         warm_start: bool = False,

@@ -39,6 +39,8 @@ class BasePathNetCV(BaseCV, BasePathNet):
         setattr(self, self._scores_name, tables["scores"][row])
         self.best_index_ = column
 
+    _is_automatic = False
+
     def _alphas(self, data: TrainingData) -> np.ndarray:
         return self.alphas_[: self.best_index_ + 1]
 
@@ -70,7 +72,7 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
     fit_intercept : bool, default=True
         Whether to fit the output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         Estimated relative duality gap at which every fit stops.
 
     max_iter : int, default=50
@@ -136,7 +138,7 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 50,
         cv: Any = None,
         n_jobs: int | None = None,
@@ -217,7 +219,7 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
     fit_intercept : bool, default=True
         Whether to fit the output intercept.
 
-    tol : float, default=0.1
+    tol : float, default=0.2
         Estimated relative duality gap at which every fit stops.
 
     max_iter : int, default=50
@@ -290,7 +292,7 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
-        tol: float = 0.1,
+        tol: float = 0.2,
         max_iter: int = 50,
         cv: Any = None,
         scoring: str | Callable[..., float] | None = None,

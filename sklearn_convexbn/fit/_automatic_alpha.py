@@ -96,20 +96,40 @@ class RiseOfEstimate(Rise):
     ----------
     problem : Problem
     total : float
-        Total weight of the rows. Rows count by their weights, as if they were repeated, but weights
-        that sum to less than their effective number ``(sum w)^2 / sum w^2`` (Kish) as that number.
+        Total weight of the rows.
     """
 
     share = RISE
 
     def __init__(self, problem: Problem, total: float) -> None:
         super().__init__(problem)
-        self.n_rows = max(total, 1.0 / float(problem.shards.total((problem.p**2).sum())))
+        self.n_rows = effective_rows(problem, total)
 
     def error(self, result: Result) -> float:
-        problem, neurons = self.problem, result.neurons
-        loss = result.certificate.primal - problem.alpha * neurons.mass
-        return problem.loss.estimated_error(max(loss, 0.0), FREEDOM * len(neurons) / self.n_rows)
+        return estimated_error(self.problem, result, FREEDOM / self.n_rows)
+
+
+def effective_rows(problem: Problem, total: float) -> float:
+    """Return the number of rows that a total weight stands for.
+
+    Rows count by their weights, as if they were repeated, but weights that sum to less than their
+    effective number ``(sum w)^2 / sum w^2`` (Kish) as that number.
+    """
+    return max(total, 1.0 / float(problem.shards.total((problem.p**2).sum())))
+
+
+def estimated_error(problem: Problem, result: Result, freedom: float) -> float:
+    """Return an estimate of the mean loss on new rows, from the training loss.
+
+    Parameters
+    ----------
+    problem : Problem
+    result : Result
+    freedom : float
+        Degrees of freedom of a neuron, a row.
+    """
+    loss = result.certificate.primal - problem.alpha * result.neurons.mass
+    return problem.loss.estimated_error(max(loss, 0.0), freedom * len(result.neurons))
 
 
 class HoldoutRise(Rise):

@@ -12,6 +12,7 @@ from sklearn_convexbn import solvers
 from sklearn_convexbn.data._encoding import TrainingData
 from sklearn_convexbn.data._standardization import standardization_of
 from sklearn_convexbn.data._whitening import Whitening
+from sklearn_convexbn.fit._automatic_alpha import effective_rows, estimated_error
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.fit._network import check_finite
 from sklearn_convexbn.fit._path_network import PathNetwork, neurons_of_paths, recover_paths
@@ -26,6 +27,11 @@ from sklearn_convexbn.support._warnings import warn_caller
 #: this ratio between alphas, and so many rounds at most on all but the last.
 FIRST_ALPHA, LEAST_SPAN, RATIO, ROUNDS_ON_THE_WAY = 1e-2, 10.0, 0.3, 5
 
+#: ``alpha="auto"`` goes down to this over the root of the number of rows, unless sub-networks begin
+#: to fit noise before: each counts as so many degrees of freedom. Errors on other rows are those of
+#: three to five, with 250 and 1000 rows of 12 sets.
+LAST_SCALE, FREEDOM = 0.015, 4.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathSettings(FitSettings):
@@ -37,12 +43,13 @@ class PathSettings(FitSettings):
 
 @dataclass(frozen=True)
 class TrainedPaths:
-    """What a fit at one alpha produced."""
+    """What a fit at one alpha produced, and whether a callback has asked to stop there."""
 
     alpha: float
     network: PathNetwork
     result: solvers.Result
     solver: solvers.Solver
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,31 +110,53 @@ def path_solver(solver: str | solvers.Solver) -> solvers.Solver:
 
 
 @out_of_memory_explained()
-def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
-    """State the problem on standardised columns."""
+def state_path_problem(
+    data: TrainingData,
+    *,
+    alpha: float,
+    inner_width: int,
+    norm: str,
+    fit_intercept: bool,
+    compact: bool = False,
+) -> tuple[Problem, Whitening]:
+    """State the problem on standardised columns; if `compact`, units are moved in float32."""
     import torch
 
-    from sklearn_convexbn.program.units._paths import NORMS, inner_signs
+    from sklearn_convexbn.program.units._paths import NORMS
 
-    solver, rows = path_solver(settings.solver), data.rows.on_cpu()
+    rows = data.rows.on_cpu()
     whitening = standardization_of(rows, data.weights)
     Z = torch.as_tensor(whitening.transform(rows))
-    precision = torch.float32 if settings.tol >= COMPACT_TOLERANCE else torch.float64
     problem = Problem(
-        units=NORMS[settings.norm](Z, settings.inner_width, precision),
+        units=NORMS[norm](Z, inner_width, torch.float32 if compact else torch.float64),
         Y=data.Y,
         p=data.weights / data.weights.sum(),
         loss=data.loss,
-        alpha=1.0,
-        fit_intercept=settings.fit_intercept,
+        alpha=alpha,
+        fit_intercept=fit_intercept,
         activation="relu",
         gates=None,
         all_arrangements=False,
         spectrum=whitening.spectrum,
         shards=ALL_HERE,
     )
+    return problem, whitening
+
+
+def prepare_paths(data: TrainingData, settings: PathSettings) -> PreparedPaths:
+    """State the problem of a fit, at an alpha of one."""
+    from sklearn_convexbn.program.units._paths import inner_signs
+
+    problem, whitening = state_path_problem(
+        data,
+        alpha=1.0,
+        inner_width=settings.inner_width,
+        norm=settings.norm,
+        fit_intercept=settings.fit_intercept,
+        compact=settings.tol >= COMPACT_TOLERANCE,
+    )
     signs = np.array(inner_signs(settings.inner_width))
-    return PreparedPaths(problem, whitening, data, solver, signs)
+    return PreparedPaths(problem, whitening, data, path_solver(settings.solver), signs)
 
 
 def alphas_down_to(alpha: float) -> np.ndarray:
@@ -137,7 +166,13 @@ def alphas_down_to(alpha: float) -> np.ndarray:
     return np.append(np.geomspace(alpha * span, alpha, count)[:-1], alpha)
 
 
-def _drawing(k: int) -> Callable[[int, np.random.RandomState], np.ndarray]:
+def automatic_alphas(data: TrainingData) -> np.ndarray:
+    """Return the alphas that ``alpha="auto"`` may go down to, descending."""
+    rows = data.weights.sum() ** 2 / (data.weights**2).sum()  # that merged ones stand for
+    return alphas_down_to(LAST_SCALE / float(np.sqrt(rows)))
+
+
+def path_drawing(k: int) -> Callable[[int, np.random.RandomState], np.ndarray]:
     """Return what draws normal parameters (k, count) of units."""
     return lambda count, random_state: random_state.standard_normal((k, count))
 
@@ -172,7 +207,7 @@ def train_paths(
             solvers.RunSettings(
                 tol=settings.tol,
                 device=settings.device,
-                random_directions=_drawing(here.problem.units.n_parameters),
+                random_directions=path_drawing(here.problem.units.n_parameters),
                 random_state=settings.random_state,
                 start=start,
                 provisional=on_the_way,
@@ -189,6 +224,37 @@ def train_paths(
                 f"{alphas[-1]:g}. The network is that of the larger alpha, and usable.",
                 ConvergenceWarning,
             )
-        yield here.trained(result)
+        yield replace(here.trained(result), stopped=stopped)
         if stopped:
             break
+
+
+def train_until_noise(
+    prepared: PreparedPaths,
+    settings: PathSettings,
+    alphas: Sequence[float] | np.ndarray,
+    *,
+    start: Neurons | None = None,
+    watch: Callable[[PreparedPaths, int], FitHooks] | None = None,
+) -> TrainedPaths:
+    """Return the solution for the alpha with the least estimate of the error on new rows.
+
+    The way down the alphas ends where the estimate rises
+    (:mod:`sklearn_convexbn.fit._automatic_alpha`). Rounds are few on it; the fit at the alpha
+    chosen goes on from its network.
+    """
+    rows = effective_rows(prepared.problem, float(prepared.data.weights.sum()))
+    least, best = np.inf, None
+    quick = replace(settings, provisional=True)
+    for trained in train_paths(prepared, quick, alphas, start=start, watch=watch):
+        if trained.stopped:
+            return trained
+        problem = prepared.at(trained.alpha).problem
+        error = estimated_error(problem, trained.result, FREEDOM / rows)
+        if best is not None and error > least:
+            break
+        least, best = error, trained
+    assert best is not None
+    start = best.result.neurons
+    (last,) = train_paths(prepared, settings, [best.alpha], start=start, watch=watch)
+    return last
