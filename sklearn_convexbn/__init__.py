@@ -14,6 +14,7 @@ from sklearn_convexbn.displays import (
     SpectrumDisplay,
 )
 from sklearn_convexbn.estimators._certify import certify
+from sklearn_convexbn.estimators._certify_paths import certify_path_net
 from sklearn_convexbn.estimators._conditioning import conditioning
 from sklearn_convexbn.estimators._estimators import ConvexBNClassifier, ConvexBNRegressor
 from sklearn_convexbn.estimators._export import export_int8
@@ -48,6 +49,7 @@ __all__ = [
     "alpha_max",
     "certified_radius",
     "certify",
+    "certify_path_net",
     "conditioning",
     "convexbn_path",
     "export_int8",

@@ -23,6 +23,7 @@ from sklearn_convexbn import (
     alpha_max,
     certified_radius,
     certify,
+    certify_path_net,
     conditioning,
     convexbn_path,
     export_int8,
@@ -63,6 +64,8 @@ path = convexbn_path(X, y)
 certificate = certify(regressor, X, y, alpha=0.1)
 assert_type(certificate.gap, float)
 assert_type(certificate.direction.weights, np.ndarray)
+of_paths = certify_path_net(path_net, X, y, alpha=0.1)
+assert_type(of_paths.direction.inner, np.ndarray)
 spectra = conditioning(regressor, X, y, random_state=0)
 condition: float = spectra.whitened.final.condition_number(0.9)
 eigenvalues: np.ndarray = spectra.plain.gram.eigenvalues

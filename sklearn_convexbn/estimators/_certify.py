@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -15,11 +15,14 @@ from sklearn_convexbn.fit._training import PROBLEM_CONSTRAINTS
 from sklearn_convexbn.losses import loss_constraint
 from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.program._arrangements import random_directions
-from sklearn_convexbn.program._problem import Certificate, relative_gap
+from sklearn_convexbn.program._problem import Certificate, Problem, relative_gap
 from sklearn_convexbn.search._bound import Found, bounded_by_cones, proven, quick_evaluations
 from sklearn_convexbn.support._compat import Interval, StrOptions, check_arguments
 from sklearn_convexbn.support._device import plain_torch, resolve_device
 from sklearn_convexbn.support._sharding import refuse_shards
+
+if TYPE_CHECKING:
+    from sklearn_convexbn.search._verification import Progress
 
 #: A proven gap that is above the estimated one by at most so much takes its place.
 AGREEMENT = 1e-3
@@ -223,6 +226,7 @@ def certify(
     --------
     ConvexBNRegressor : Trains such a network in convex form.
     ConvexBNClassifier : The same for classification.
+    certify_path_net : Bounds the distance of networks of two hidden layers.
 
     Notes
     -----
@@ -287,7 +291,7 @@ def certify(
     check_arguments("certify", of_problem | of_search, CONSTRAINTS)
     refuse_shards("certify")
     stated = problem_of_network(network, X, y, sample_weight, caller="certify", **of_problem)
-    n_starts, n_evaluations = _size_of(effort)
+    n_starts, n_evaluations = size_of(effort)
     judged = _searched(
         stated,
         n_starts=n_starts,
@@ -298,7 +302,17 @@ def certify(
     return _certificate(judged, stationarity_tol, n_evaluations)
 
 
-def _size_of(effort: str | int) -> tuple[int, int]:
+def printing(n_starts: int, problem: Problem) -> Progress:
+    """Return what prints how far a search has come."""
+
+    def tell(done: int, largest: float) -> None:
+        excess = 100 * problem.excess(largest)
+        print(f"[certify] {done} of {n_starts} starts: violation of {excess:.3g} %")
+
+    return tell
+
+
+def size_of(effort: str | int) -> tuple[int, int]:
     """Return the random starts and the evaluations of an effort."""
     if isinstance(effort, str):
         return EFFORTS[effort]
@@ -333,10 +347,6 @@ def _searched(
 
     problem, neurons = stated.problem, stated.neurons
 
-    def tell(done: int, largest: float) -> None:
-        excess = max(0.0, largest / problem.alpha - 1.0)
-        print(f"[certify] {done} of {n_starts} starts: violation of {100 * excess:.3g} %")
-
     Lambda = problem.dual_point(problem.with_best_intercept(neurons)[1])
     own, direction = problem.own_correlation(neurons, Lambda)
     of_own = Found(problem.correlations(Lambda, direction[:, None]), direction[:, None])
@@ -347,7 +357,7 @@ def _searched(
         neurons.directions.T,
         n_starts=n_starts,
         random_state=random_state,
-        progress=tell if verbose else None,
+        progress=printing(n_starts, problem) if verbose else None,
     )
     found = verification.found.joined(of_own)
     return _Judged(stated, Lambda, found, own, n_starts, verification.n_hits)
@@ -402,14 +412,14 @@ def _certificate(
         primal=primal * data.unit,
         dual=dual * data.unit,
         gap=relative_gap(primal, dual),
-        infeasibility=max(0.0, (bound if exact else largest) / problem.alpha - 1.0),
+        infeasibility=problem.excess(bound if exact else largest),
         kind="exact" if exact else "estimated",
         program=problem.program,
         n_verified=judged.n_starts,
         n_hits=judged.n_hits,
         cautious_gap=relative_gap(primal, cautious_dual),
         proved_gap=proved_gap,
-        violation=max(0.0, largest / problem.alpha - 1.0),
+        violation=problem.excess(largest),
         direction=HiddenUnit(weights[:, 0], float(offset[0]), _unit(output)),
         stationary=stationarity_gap <= stationarity_tol,
         stationarity_gap=stationarity_gap,

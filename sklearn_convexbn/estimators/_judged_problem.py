@@ -17,7 +17,7 @@ from sklearn_convexbn.data._encoding import (
 )
 from sklearn_convexbn.data._validation import natural_array, validated_data
 from sklearn_convexbn.data._whitening import Whitening
-from sklearn_convexbn.fit._foreign import Layers, read_network
+from sklearn_convexbn.fit._foreign import Layers, Trained, read_network
 from sklearn_convexbn.fit._network import Network, neurons_of_network
 from sklearn_convexbn.fit._training import state_problem
 from sklearn_convexbn.losses import LogLoss, names_for, resolved_loss
@@ -69,8 +69,8 @@ def problem_of_network(
         If it does not fit to the data or is none of the problem's.
     """
     layers = read_network(network, X, caller)
-    with_intercept = bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
-    data = _training_data(layers, X, y, sample_weight, loss, with_intercept, caller)
+    with_intercept = intercept_of_problem(layers, fit_intercept)
+    data = data_for_network(layers, X, y, sample_weight, loss, with_intercept, caller)
     _check_not_clipped(layers, data, caller)
     problem, whitening = state_problem(
         data,
@@ -82,8 +82,13 @@ def problem_of_network(
     return Stated(data, problem, whitening, _neurons(layers, data, problem, whitening))
 
 
-def _training_data(
-    layers: Layers,
+def intercept_of_problem(layers: Trained, fit_intercept: bool | None) -> bool:
+    """Return whether the output intercept is part of the problem; None takes the network's own."""
+    return bool(layers.setting("fit_intercept", fit_intercept, layers.has_output_bias))
+
+
+def data_for_network(
+    layers: Trained,
     X: Any,
     y: Any,
     sample_weight: Any,
@@ -102,7 +107,7 @@ def _training_data(
     chosen = resolved_loss(loss, kind)
     X = layers.as_rows(X)
     X, y, weights = validated_data(X, y, sample_weight, labels=labels, estimator=layers.estimator)
-    n_features, n_outputs = layers.n_features, layers.coefs[1].shape[1]
+    n_features, n_outputs = layers.n_features, layers.n_outputs
     if X.shape[1] != n_features:
         raise ValueError(f"X has {X.shape[1]} features, but the network expects {n_features}.")
     rows = X, y, weights
@@ -134,14 +139,14 @@ def _check_not_clipped(layers: Layers, data: TrainingData, caller: str) -> None:
         )
 
 
-def _default_loss(layers: Layers, y: Any) -> str:
+def _default_loss(layers: Trained, y: Any) -> str:
     """Return the loss of an estimator's kind, or the one that y calls for."""
     if layers.estimator is not None:
         return "log_loss" if is_classifier(layers.estimator) else "squared_error"
     return loss_for(natural_array(y, "y"))
 
 
-def _check_outputs(layers: Layers, data: TrainingData, loss: str | Loss) -> None:
+def _check_outputs(layers: Trained, data: TrainingData, loss: str | Loss) -> None:
     """Refuse a network whose outputs are not those of the targets."""
     trained = layers.setting("classes_", None, data.classes)
     if not np.array_equal(trained, data.classes):
@@ -149,7 +154,7 @@ def _check_outputs(layers: Layers, data: TrainingData, loss: str | Loss) -> None
             f"y has the classes {data.classes.tolist()}, but the network was trained on "
             f"{np.asarray(trained).tolist()}."
         )
-    n_outputs, needed = layers.coefs[1].shape[1], data.Y.shape[1]
+    n_outputs, needed = layers.n_outputs, data.Y.shape[1]
     if n_outputs != needed:
         classes = f"{len(data.classes)} classes" if len(data.classes) else f"{needed} columns"
         raise ValueError(
@@ -171,12 +176,17 @@ def _neurons(layers: Layers, data: TrainingData, problem: Problem, whitening: Wh
         raise ValueError("The network's output on X is not finite.")
     _check_expressible(network, rows, whitening)
     neurons = neurons_of_network(network, whitening, target=data.target)
+    check_output_bias(neurons, problem)
+    return neurons
+
+
+def check_output_bias(neurons: Neurons, problem: Problem) -> None:
+    """Refuse a network with an intercept where the problem has none."""
     if not problem.fit_intercept and neurons.intercept.any():
         raise ValueError(
             "The network has an output bias, which is not part of the problem with "
             "fit_intercept=False."
         )
-    return neurons
 
 
 def _check_expressible(network: Network, X: np.ndarray, whitening: Whitening) -> None:

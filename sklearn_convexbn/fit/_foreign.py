@@ -35,15 +35,13 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """A two-layer ReLU network as it was trained, in float64.
+class Trained:
+    """A ReLU network as it was trained, in float64, whatever its layers.
 
     Attributes
     ----------
-    coefs : list of two ndarrays of shapes (d, m) and (m, C)
-    intercepts : list of two ndarrays of shapes (m,) and (C,)
-    batch_norm : BatchNorm or None
-        What stands between the first layer and the ReLU.
+    coefs : list of ndarrays, of the first (d, any) and the last (any, C)
+    intercepts : list of ndarrays, the last of shape (C,)
     has_output_bias : bool
         Whether the output intercept was trained.
     estimator : BaseEstimator or None
@@ -51,22 +49,23 @@ class Layers:
     patches : PatchGrid or None
         Of a convolutional network with G cells: d values of a patch, and output weights (m G, C),
         those of a unit together.
-    clipped : ClippedNetwork or None
-        What the output is computed by where inputs are clipped.
     """
 
     coefs: list[np.ndarray]
     intercepts: list[np.ndarray]
-    batch_norm: BatchNorm | None
     has_output_bias: bool
     estimator: BaseEstimator | None = None
     patches: PatchGrid | None = None
-    clipped: ClippedNetwork | None = None
 
     @property
     def n_features(self) -> int:
         """Number of columns of X, as rows."""
         return len(self.coefs[0]) if self.patches is None else prod(self.patches.image_shape)
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs C."""
+        return int(self.coefs[-1].shape[1])
 
     def as_rows(self, X: Any) -> Any:
         """Return X, as the network takes it, as rows; images with their channels last."""
@@ -85,6 +84,34 @@ class Layers:
         """Return `given`; where that is None, the estimator's parameter or else `default`."""
         own = getattr(self.estimator, name, None) if given is None else given
         return default if own is None else own
+
+    def check_finite(self) -> None:
+        """Refuse weights that are not finite."""
+        if not all(np.isfinite(a).all() for a in (*self.coefs, *self.intercepts)):
+            raise ValueError("The network's weights contain NaN or infinity.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers(Trained):
+    """A two-layer ReLU network as it was trained.
+
+    Attributes
+    ----------
+    batch_norm : BatchNorm or None
+        What stands between the first layer and the ReLU.
+    clipped : ClippedNetwork or None
+        What the output is computed by where inputs are clipped.
+    """
+
+    batch_norm: BatchNorm | None
+    clipped: ClippedNetwork | None = None
+
+    def check_finite(self) -> None:
+        """Refuse weights, scales and shifts that are not finite."""
+        super().check_finite()
+        norm = self.batch_norm
+        if norm is not None and not (np.isfinite(norm.scale) & np.isfinite(norm.shift)).all():
+            raise ValueError("The network's weights contain NaN or infinity.")
 
     def folded(self, X: np.ndarray, weights: np.ndarray) -> Network:
         """Fold batch normalization with the statistics of rows X (n, d) of weights (n,).
@@ -144,12 +171,9 @@ def read_network(network: Any, X: Any, caller: str = "certify") -> Layers:
     elif isinstance(network, BaseEstimator) and hasattr(network, "activation"):
         layers = _from_estimator(network, caller)
     else:
-        raise TypeError(f"{ACCEPTED} Got {named(network)}.")
-    arrays = [*layers.coefs, *layers.intercepts]
-    if layers.batch_norm is not None:
-        arrays += [layers.batch_norm.scale, layers.batch_norm.shift]
-    if not all(np.isfinite(a).all() for a in arrays):
-        raise ValueError("The network's weights contain NaN or infinity.")
+        other = " For that there is certify_path_net." if hasattr(network, "inner_width") else ""
+        raise TypeError(f"{ACCEPTED} Got {named(network)}.{other}")
+    layers.check_finite()
     return layers
 
 
@@ -175,7 +199,7 @@ def _from_estimator(network: Any, caller: str) -> Layers:
     patches = getattr(network, "patches_", None)
     grid = None if patches is None else PatchGrid(**patches)
     clipped = network._network().clipped if hasattr(network, "whitened_range_") else None
-    return Layers(coefs, intercepts, None, True, network, grid, clipped)
+    return Layers(coefs, intercepts, True, network, grid, batch_norm=None, clipped=clipped)
 
 
 def _from_torch(network: Any, nn: Any, X: Any) -> Layers:
@@ -198,10 +222,10 @@ def _from_torch(network: Any, nn: Any, X: Any) -> Layers:
             + ("." if norm is None else f", batch normalization of {len(norm.scale)}.")
         )
     return Layers(
-        [_array(hidden.weight).T, _array(output.weight).T],
-        [_array(hidden.bias, np.zeros(m)), _array(output.bias, np.zeros(output.out_features))],
-        norm,
+        [array_of(hidden.weight).T, array_of(output.weight).T],
+        [array_of(hidden.bias, np.zeros(m)), array_of(output.bias, np.zeros(output.out_features))],
         output.bias is not None,
+        batch_norm=norm,
     )
 
 
@@ -223,13 +247,13 @@ def _from_convolution(network: Any, nn: Any, X: Any) -> Layers:
             f"{output.in_features} inputs of the output layer"
             + ("." if norm is None else f", batch normalization of {len(norm.scale)}.")
         )
-    filters = _array(hidden.weight).transpose(2, 3, 1, 0)  # channels of a pixel together
+    filters = array_of(hidden.weight).transpose(2, 3, 1, 0)  # channels of a pixel together
     return Layers(
-        [filters.reshape(grid.n_features, m), _array(output.weight).T],
-        [_array(hidden.bias, np.zeros(m)), _array(output.bias, np.zeros(output.out_features))],
-        norm,
+        [filters.reshape(grid.n_features, m), array_of(output.weight).T],
+        [array_of(hidden.bias, np.zeros(m)), array_of(output.bias, np.zeros(output.out_features))],
         output.bias is not None,
         patches=grid,
+        batch_norm=norm,
     )
 
 
@@ -282,14 +306,14 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _batch_norm(layer: Any) -> BatchNorm:
     m = layer.num_features
-    scale, shift = _array(layer.weight, np.ones(m)), _array(layer.bias, np.zeros(m))
+    scale, shift = array_of(layer.weight, np.ones(m)), array_of(layer.bias, np.zeros(m))
     running = None
     if layer.running_mean is not None:
-        running = (_array(layer.running_mean), _array(layer.running_var))
+        running = (array_of(layer.running_mean), array_of(layer.running_var))
     return BatchNorm(scale, shift, layer.eps, running)
 
 
-def _array(tensor: Any, absent: np.ndarray | None = None) -> np.ndarray:
+def array_of(tensor: Any, absent: np.ndarray | None = None) -> np.ndarray:
     """Return a tensor's values in float64 on the CPU, or `absent` for one that is None."""
     if tensor is None and absent is not None:
         return absent

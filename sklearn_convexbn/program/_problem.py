@@ -400,13 +400,17 @@ class Problem(Objective[Any]):
             primal=primal,
             dual=dual,
             gap=relative_gap(primal, dual),
-            infeasibility=max(0.0, largest_correlation / self.alpha - 1.0),
+            infeasibility=self.excess(largest_correlation),
             kind="exact" if proven else "estimated",
             program=self.program,
             n_verified=n_verified,
             n_hits=n_hits,
             cautious_gap=relative_gap(primal, cautious_dual),
         )
+
+    def excess(self, correlation: float) -> float:
+        """Return by which share of alpha a correlation exceeds it, at least 0."""
+        return max(0.0, correlation / self.alpha - 1.0)
 
     def _sums_to_zero(self, Lambda: Array, intercept: np.ndarray, primal: float) -> bool:
         """Return whether what is left of the sum of Lambda moves the bound by rounding only."""
