@@ -10,7 +10,10 @@ TEST := -m pytest -n 2
 NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,arrangements certify closed_form dc_step estimators \
 	exact_search fista fuzz lasso losses multi_output_refit network objective patches path \
 	path_units problem proof public_losses pursuit relu_lists robustness scales sklearn_checks slide \
-	small_programs solvers units whitening)) -k "not RegressorCV and not ClassifierCV"
+	small_programs solvers units whitening))
+WITHOUT_SEARCHES := -k "not RegressorCV and not ClassifierCV"
+# What takes longest there is not run under the oldest kernel.
+LONGEST := $(addprefix tests/test_,$(addsuffix .py,dc_step fuzz patches sklearn_checks small_programs))
 THREADED := $(addprefix tests/test_,$(addsuffix .py,closed_form lasso multi_output_refit problem \
 	pursuit units))
 
@@ -35,8 +38,10 @@ test: $(VENV)/.installed-test
 # for each other are very slow where processes share the cores.
 test-kernels: $(VENV)/.installed-test
 	if grep -qs avx512f /proc/cpuinfo; then \
-		OPENBLAS_CORETYPE=SkylakeX OMP_NUM_THREADS=1 $(BIN)/python $(TEST) $(NUMERICAL); fi
-	OPENBLAS_CORETYPE=Sandybridge OMP_NUM_THREADS=1 $(BIN)/python $(TEST) $(NUMERICAL)
+		OPENBLAS_CORETYPE=SkylakeX OMP_NUM_THREADS=1 $(BIN)/python $(TEST) \
+			$(NUMERICAL) $(WITHOUT_SEARCHES); fi
+	OPENBLAS_CORETYPE=Sandybridge OMP_NUM_THREADS=1 $(BIN)/python $(TEST) \
+		$(filter-out $(LONGEST),$(NUMERICAL)) $(WITHOUT_SEARCHES)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(THREADED)
 
 test-range: test-oldest test-newest

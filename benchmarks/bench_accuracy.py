@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from _suite import data
 from _suite.benchmark import Benchmark
-from _suite.package import own_model, own_search, warm_up
+from _suite.package import own_model, own_path_net, own_path_search, own_search, warm_up
 from _suite.runner import timed
 from _suite.store import Cell, plain
 from _suite.tables import geometric_mean, markdown
@@ -35,9 +35,12 @@ BUNDLED = ("diabetes", "breast_cancer", "wine", "digits")
 LEAKING_COLUMNS = {"bike": [15, 16]}  # they add up to exp(target), see the data's README
 #: This package: besides alpha its cross-validated estimators choose shrinkage or n_components.
 OURS = ("ours", "ours_components")
+#: Its networks of two hidden layers, which choose alpha.
+PATH_NET = "path_net"
+OWN = (*OURS, PATH_NET)
 RANKED = ("svm", "forest", "hgb", "mlp")
 PEERS = (*RANKED, "mlp_one_layer")
-MODELS = (*PEERS, *OURS)  # in the order they are run
+MODELS = (*PEERS, *OWN)  # in the order they are run
 N_FOLDS = 3
 Grid = dict[str, list[Any]]
 WORST = 1.5  # errors of default fits are not to be above this times the best constant's
@@ -125,6 +128,8 @@ def make_model(name: str, classes: bool, **parameters: Any) -> Any:
     """Return a pipeline of a model with the parameters that are not tuned."""
     if name in OURS:
         return make_pipeline(StandardScaler(), own_model(classes, **parameters))
+    if name == PATH_NET:
+        return make_pipeline(own_path_net(classes, **parameters))
     if name == "svm":
         # SVR's default epsilon of 0.1 is larger than errors reachable on noiseless targets.
         model = svm.SVC() if classes else svm.SVR(epsilon=0.01)
@@ -133,7 +138,8 @@ def make_model(name: str, classes: bool, **parameters: Any) -> Any:
             "forest": (ensemble, "RandomForest", {"n_estimators": 200}),
             "hgb": (ensemble, "HistGradientBoosting", {"max_iter": 200, "early_stopping": False}),
             "mlp": (neural_network, "MLP", {"max_iter": 500, "early_stopping": False}),
-            "default_mlp": (neural_network, "MLP", {}),
+            "default_mlp": (neural_network, "MLP", parameters),
+            "default_hgb": (ensemble, "HistGradientBoosting", {}),
         }[name.removesuffix("_one_layer")]
         end = "Classifier" if classes else "Regressor"
         model = getattr(module, start + end)(random_state=0, **fixed)
@@ -143,7 +149,7 @@ def make_model(name: str, classes: bool, **parameters: Any) -> Any:
 
 
 def make_grid(name: str, n_features: int) -> Grid:
-    """Return the candidates of a model: 12, or 18 along paths of ours."""
+    """Return the candidates of a model: 12, or 18 and 5 along paths of ours."""
     alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -3.5, 6)]
     gammas = [float(f"{g / n_features:.3g}") for g in (0.1, 0.3, 1, 3)]
     leaves = {"max_leaf_nodes": [7, 31], "min_samples_leaf": [5, 20]}
@@ -152,6 +158,7 @@ def make_grid(name: str, n_features: int) -> Grid:
     grids: dict[str, Grid] = {
         "ours": {"alphas": alphas, "shrinkage": [0.01, 0.1, 0.5]},
         "ours_components": {"alphas": alphas, "n_components": [None, 0.99, 0.9]},
+        PATH_NET: {"alphas": [0.01, 0.003, 0.001, 0.0003, 0.0001]},
         "svm": {"C": [1, 20, 400], "gamma": gammas},
         "forest": {"max_features": ["sqrt", 0.33, 0.67, 1.0], "min_samples_leaf": [1, 3, 10]},
         "hgb": {"learning_rate": [0.03, 0.1, 0.3], **leaves},
@@ -185,25 +192,26 @@ def tune(data: Split, pipeline: Any, grid: Grid, folds: Any) -> Cell:
     }
 
 
-def tune_along_paths(data: Split, grid: Grid, folds: Any) -> Cell:
+def tune_along_paths(name: str, data: Split, grid: Grid, folds: Any) -> Cell:
     """Let our estimator search along its paths, and score it; its best candidate is timed apart.
 
     The rows are scaled once, by all training rows.
     """
-    model = own_search(data.classes, **grid, cv=folds)
+    search = own_path_search if name == PATH_NET else own_search
+    model = search(data.classes, **grid, cv=folds)
     pipeline = make_pipeline(StandardScaler(), model)
     searched = timed(pipeline.fit, data.X, data.y)
     chosen = {"alpha": model.alpha_} | {
         key: getattr(model, f"{key}_") for key in grid if key != "alphas"
     }
-    alone = make_pipeline(StandardScaler(), own_model(data.classes, **chosen))
+    alone = make_model(name, data.classes, **chosen)
     refitted = timed(alone.fit, data.X, data.y)
-    column = list(model.alphas_).index(model.alpha_)
-    setting = model.best_index_[0]
-    if data.classes:
-        cv_error = 1.0 - model.scores_[setting, column].mean()
-    else:
-        cv_error = np.sqrt(model.mse_path_[setting, column]).mean() / data.y.std()
+    table = model.scores_ if data.classes else model.mse_path_  # (settings,) alphas, folds
+    scores = table.reshape(-1, len(model.alphas_), N_FOLDS)[
+        np.atleast_1d(model.best_index_)[0] if table.ndim > 2 else 0,
+        list(model.alphas_).index(model.alpha_),
+    ]
+    cv_error = 1.0 - scores.mean() if data.classes else np.sqrt(scores).mean() / data.y.std()
     return {
         "cv_error": float(cv_error),
         "best_params": plain(chosen),
@@ -266,7 +274,7 @@ def duels_table(frame: pd.DataFrame, own: str, peers: Sequence[str]) -> str:
     """Return wins of one of ours against every peer, and ratios of times."""
     of_model, rows = {name: group.set_index("set") for name, group in frame.groupby("model")}, []
     for peer, group in ((peer, group) for peer in peers for group in (*MEASURES, "all")):
-        pairs = of_model[own].join(of_model[peer], rsuffix=" peer", how="inner")
+        pairs = of_model[own].join(of_model[peer].add_suffix(" peer"), how="inner")
         pairs = pairs[(pairs["task"] == group) | (group == "all")]
         if len(pairs):
             row = {f"{own} against": f"{peer}, {group}"}
@@ -293,6 +301,7 @@ class Tuned(Benchmark):
     def add_options(self, add: Any) -> None:
         add("--models", nargs="+", choices=self.models, default=self.models)
         add("--sets", nargs="+", default=self.sets, help="these sets only")
+        add("--folders", nargs="+", choices=FOLDERS, default=list(FOLDERS)[:2])
         add("--max-train", type=int, default=self.max_train)
         add("--max-test", type=int, default=5000)
         add("--seed", type=int, default=0, help="of splits and folds")
@@ -303,7 +312,7 @@ class Tuned(Benchmark):
 
     def plan(self) -> Iterable[Cell]:
         cells = []
-        for name in set_names(list(FOLDERS)[:2], self.options.sets):
+        for name in set_names(self.options.folders, self.options.sets):
             sizes = self.split(name).sizes
             for model in self.options.models:
                 grid = plain(make_grid(model, sizes["d"]))
@@ -319,14 +328,14 @@ class Tuned(Benchmark):
         data, seed = self.split(cell["set"]), self.options.seed
         kind = StratifiedKFold if data.classes else KFold
         folds = kind(N_FOLDS, shuffle=True, random_state=seed)
-        if cell["model"] in OURS:
-            return tune_along_paths(data, cell["grid"], folds)
+        if cell["model"] in OWN:
+            return tune_along_paths(cell["model"], data, cell["grid"], folds)
         return tune(data, make_model(cell["model"], data.classes), cell["grid"], folds)
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
         frame, o = pd.DataFrame(cells), self.options
-        models = [m for m in (*OURS, *PEERS) if (frame["model"] == m).any()]
-        own, ranked = ([m for m in models if m in group] for group in (OURS, RANKED))
+        models = [m for m in (*OWN, *PEERS) if (frame["model"] == m).any()]
+        own, ranked = ([m for m in models if m in group] for group in (OWN, RANKED))
         yield "Test errors under equal tuning effort"
         yield f"At most {o.max_train} training and {o.max_test} test rows a set, seed {o.seed}."
         for task, measure in MEASURES.items():

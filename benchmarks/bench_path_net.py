@@ -1,88 +1,124 @@
-"""Test errors of path networks beside other models, each with three candidates.
+"""Default path networks beside other models with their defaults.
 
-Candidates are compared on a fifth of the training rows, and the best is fitted to all of them.
+Path networks get the inputs as they are, the others standardised ones::
+
+    python benchmarks/bench_path_net.py [--sets pol bike] [--rows 1000] [--splits 1]
+
+``bench_accuracy.py`` has them tuned.
 """
 
 import sys
 from collections.abc import Iterable
 from typing import Any
 
+from _suite.runner import timed
 from _suite.store import Cell
 from _suite.tables import geometric_mean, markdown
 
 import pandas as pd
-from bench_accuracy import Grid, Tuned, errors_table, make_model, ranks_table, tune
-from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
-from sklearn.pipeline import make_pipeline
+from bench_accuracy import (
+    FOLDERS,
+    MEASURES,
+    OURS,
+    PATH_NET,
+    Defaults,
+    available,
+    make_model,
+    outcomes,
+    set_names,
+    split,
+)
 
-from sklearn_convexbn import PathNetClassifier, PathNetRegressor
-
-DECAYS = [1e-2, 0.3, 3.0]
-CANDIDATES: dict[str, Grid] = {
-    "path_net": {"alpha": [3e-3, 1e-3, 3e-4]},
-    "path_net_shallow": {"alpha": [3e-3, 1e-3, 3e-4], "inner_width": [0]},
-    "ours": {"alpha": [3e-2, 1e-2, 3e-3]},
-    "hgb": {"learning_rate": [0.03, 0.1, 0.3]},
-    "mlp": {"hidden_layer_sizes": [(100, 100)], "alpha": DECAYS},
-    "mlp_one_layer": {"hidden_layer_sizes": [(100,)], "alpha": DECAYS},
+TWO_LAYERS = (100, 100)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "path_net": (PATH_NET, {}),
+    "path_net_shallow": (PATH_NET, {"inner_width": 0}),
+    "ours": (OURS[0], {}),
+    "hgb": ("default_hgb", {}),
+    "mlp": ("default_mlp", {"hidden_layer_sizes": TWO_LAYERS}),
+    "mlp_one_layer": ("default_mlp", {}),
 }
-NETWORKS = {"set": "", "model": "", "n_neurons": ".0f", "gap": ".2g", "best_params": ""}
 
 
-class PathNets(Tuned):
-    """Test errors at equal numbers of candidates."""
+class PathNets(Defaults):
+    """Test errors and times of default fits."""
 
     name = "bench_path_net"
-    models = tuple(CANDIDATES)
-    sets = (
-        *("pol", "bike", "airfoil", "kin40k", "concrete", "housing", "energy", "yacht", "autompg"),
-        *("segment", "vehicle", "phoneme", "pima", "ionosphere", "sonar", "wheat_seeds"),
-        "madelon",
-    )
-    max_train = 1000
+
+    def add_options(self, add: Any) -> None:
+        add("--sets", nargs="+", default=[], help="these sets only")
+        add("--rows", nargs="+", type=int, default=[250, 1000, 4000], help="most rows to train")
+        add("--splits", type=int, default=1)
+        add("--max-test", type=int, default=5000)
 
     def plan(self) -> Iterable[Cell]:
-        for name in self.options.sets:
-            for model in self.options.models:
-                yield {"set": name, "model": model}
+        seen = set()
+        for limit in self.options.rows:
+            for name in set_names(list(FOLDERS)[:2], self.options.sets):
+                rows = min(limit, available(name))  # the same for all limits above
+                for number in range(self.options.splits if (name, rows) not in seen else 0):
+                    for model in MODELS:
+                        yield {"set": name, "rows": rows, "split": number, "model": model}
+                seen.add((name, rows))
 
     def measure(self, cell: Cell) -> Cell:
-        data, name = self.split(cell["set"]), cell["model"]
-        kind = StratifiedShuffleSplit if data.classes else ShuffleSplit
-        held = kind(1, test_size=0.2, random_state=self.options.seed)
-        own = PathNetClassifier if data.classes else PathNetRegressor
-        pipeline: Any = make_pipeline(own(random_state=0))
-        if not name.startswith("path_net"):
-            pipeline = make_model(name, data.classes)
-        return tune(data, pipeline, CANDIDATES[name], held) | data.sizes
+        data = split(cell["set"], cell["rows"], self.options.max_test, cell["split"])
+        kind, parameters = MODELS[cell["model"]]
+        model = make_model(kind, data.classes, **parameters)
+        fitted = timed(model.fit, data.X, data.y)
+        found = {"error": data.error(model.predict(data.X_test)), "cpu": fitted.cpu}
+        found |= {"constant": data.error_of_constant(), "warned": fitted.warned}
+        own = {key: getattr(model[-1], f"{key}_", None) for key in ("n_neurons", "alpha")}
+        return {**found, **own, **data.sizes, "available": available(cell["set"])}
 
     def report(self, cells: list[Cell]) -> Iterable[str]:
-        frame = pd.DataFrame(cells)
-        models = [model for model in CANDIDATES if (frame["model"] == model).any()]
-        wide = {
-            key: frame.pivot(index="set", columns="model", values=key)
-            for key in ("error", "refit_cpu")
-        }
-        shares = wide["error"].div(wide["error"].min(axis=1), axis=0).dropna()
-        times = wide["refit_cpu"].reindex(columns=list(CANDIDATES))
-        times = times.div(times["mlp"], axis=0)
-        yield "Path networks beside other models"
+        yield "Default path networks beside other models with their defaults"
         yield (
-            f"At most {self.options.max_train} training rows, one split. Each model has three "
-            "candidates. Errors are root mean squared errors in standard deviations of the target, "
-            "or error rates; times are processor seconds of the fit to all training rows."
+            "Nothing is tuned. `mlp` is scikit-learn's of two hidden layers of 100 units, "
+            "`path_net_shallow` one of ours without inner units, `ours` the estimator of one "
+            "hidden layer. Errors are root mean squared errors in standard deviations of the "
+            "target, or error rates; times are processor seconds."
         )
-        yield f"## Test errors\n\n{errors_table(frame, models)}"
-        yield ranks_table(frame, models, "error")
-        yield markdown(
-            {"model": m, "error / best": geometric_mean(shares[m])}
-            | {"seconds": frame["refit_cpu"][frame["model"] == m].median()}
-            | {"seconds / mlp": geometric_mean(times[m].dropna())}
-            for m in models
+        frame = pd.DataFrame(cells)
+        for limit in self.options.rows if len(frame) else ():
+            fits = frame[frame["rows"] == frame["available"].clip(upper=limit)]
+            means = fits.groupby(["set", "model"], sort=False).mean(numeric_only=True)
+            yield f"## At most {limit} training rows\n\n{self.summary(fits, means)}"
+            yield markdown(self.rows_of_sets(means))
+
+    def summary(self, fits: pd.DataFrame, means: pd.DataFrame) -> str:
+        """Return a row for each model: times, ranks, and outcomes against the MLP and boosting."""
+        tasks = fits.drop_duplicates("set").set_index("set")["task"]
+        error, cpu = (
+            means[key].unstack().reindex(columns=list(MODELS)) for key in ("error", "cpu")
         )
-        own = [cell for cell in cells if cell["model"].startswith("path_net")]
-        texts = [cell | {"best_params": str(cell["best_params"])} for cell in own]
-        yield f"## Networks\n\n{markdown(texts, NETWORKS)}"
+        error = error.dropna()
+        ranks, rows = error.rank(axis=1), []
+        for model in MODELS:
+            row: Cell = {"model": model, "sets": len(error)}
+            row["time / mlp"] = geometric_mean((cpu[model] / cpu["mlp"]).dropna())
+            for peer in ("mlp", "hgb"):
+                row[f"wins / ties / losses against {peer}"] = outcomes(error[model], error[peer])
+            for task in MEASURES:
+                of_task = error.index[tasks.reindex(error.index) == task]
+                row[f"{task}: mean rank"] = float(ranks.loc[of_task, model].mean())
+            row["mean rank"] = float(ranks[model].mean())
+            rows.append(row)
+        return markdown(rows)
+
+    def rows_of_sets(self, means: pd.DataFrame) -> Iterable[Cell]:
+        """Yield errors and the times of path networks and of the MLP for each set."""
+        for name, group in means.groupby("set", sort=False):
+            fits = group.droplevel("set")
+            first = fits.iloc[0]
+            row: Cell = {"set": name, "n train": int(first["n_train"]), "d": int(first["d"])}
+            row["classes"] = int(first["n_classes"])
+            for model in MODELS:
+                row[model] = f"{fits['error'][model]:.4f}" if model in fits.index else "missing"
+            for model in ("path_net", "mlp"):
+                row[f"{model} s"] = float(fits["cpu"].get(model, float("nan")))
+            row["alpha"] = float(fits["alpha"].get("path_net", float("nan")))
+            yield row | {"sub-networks": float(fits["n_neurons"].get("path_net", float("nan")))}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ from sklearn_convexbn import (
     ConvexBNRegressor,
     ConvexBNRegressorCV,
     Patches,
+    PathNetClassifier,
+    PathNetClassifierCV,
+    PathNetRegressor,
+    PathNetRegressorCV,
 )
 
 #: Name of this package in tables.
@@ -33,6 +37,18 @@ def own_model(classes: bool, **parameters: Any) -> Any:
 def own_search(classes: bool, **parameters: Any) -> Any:
     """Return the package's cross-validated estimator, seeded."""
     kind = ConvexBNClassifierCV if classes else ConvexBNRegressorCV
+    return kind(**({"random_state": 0} | parameters))
+
+
+def own_path_net(classes: bool, **parameters: Any) -> Any:
+    """Return the package's estimator of two hidden layers, seeded."""
+    kind = PathNetClassifier if classes else PathNetRegressor
+    return kind(**({"random_state": 0} | parameters))
+
+
+def own_path_search(classes: bool, **parameters: Any) -> Any:
+    """Return its cross-validated form, seeded."""
+    kind = PathNetClassifierCV if classes else PathNetRegressorCV
     return kind(**({"random_state": 0} | parameters))
 
 

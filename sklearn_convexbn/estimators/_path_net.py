@@ -196,8 +196,8 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
         weights of a sub-network.
 
     solver : {"auto", "pursuit"} or Solver, default="auto"
-        "auto" is the pursuit with searches and slides that suit path networks. The parameters of
-        an instance are reached as ``solver__x``.
+        "auto" is the pursuit with 60 starts a round. The parameters of an instance are reached as
+        ``solver__x``.
 
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.
@@ -377,8 +377,8 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
         weights of a sub-network.
 
     solver : {"auto", "pursuit"} or Solver, default="auto"
-        "auto" is the pursuit with searches and slides that suit path networks. The parameters of
-        an instance are reached as ``solver__x``.
+        "auto" is the pursuit with 60 starts a round. The parameters of an instance are reached as
+        ``solver__x``.
 
     fit_intercept : bool, default=True
         Whether to fit the (not penalised) output intercept.

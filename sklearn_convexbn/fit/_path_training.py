@@ -33,6 +33,10 @@ FIRST_ALPHA, LEAST_SPAN, RATIO, ROUNDS_ON_THE_WAY = 1e-2, 10.0, 0.3, 5
 LAST_SCALE, FREEDOM = 0.015, 4.0
 
 
+#: Random starts of a round. More of them make a fit slower, and no better on new rows.
+N_STARTS = 60
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathSettings(FitSettings):
     """The parameters of a fit, already validated; names are those of the estimators."""
@@ -100,7 +104,7 @@ def path_solver(solver: str | solvers.Solver) -> solvers.Solver:
         For another one than the pursuit.
     """
     if solver == "auto":
-        return solvers.Pursuit(n_starts=120, n_insert=40, n_slide_steps=50)
+        return solvers.Pursuit(n_starts=N_STARTS)
     (chosen,) = solvers.named_solvers(solver, "relu")
     if not isinstance(chosen, solvers.Pursuit):
         raise ValueError(
