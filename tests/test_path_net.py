@@ -19,6 +19,7 @@ from sklearn_convexbn import (
     PathNetRegressor,
     PathNetRegressorCV,
 )
+from sklearn_convexbn.fit import _path_training
 from sklearn_convexbn.fit._path_training import alphas_down_to
 
 ESTIMATORS = [
@@ -201,6 +202,38 @@ def test_automatic_alpha_stays_large_on_noise(classes, friedman):
     settings = model.get_params() | {"alpha": float(model.alpha_)}
     again = type(model)(**settings).fit(X, y > 0 if classes else y)
     assert again.objective_ == pytest.approx(model.objective_, rel=0.2)
+
+
+def test_many_rows_choose_alpha_by_some_of_them(monkeypatch):
+    """The hold-out sees no row of the way down; the last fit has all rows."""
+    rng = np.random.RandomState(0)
+    X = rng.standard_normal((800, 3))
+    y = np.abs(X[:, 0]) + 2.0 * rng.standard_normal(800)
+    sizes, losses = [], []
+
+    def run(solver, problem, settings, **others):
+        sizes.append(len(problem.Y))
+        return original(solver, problem, settings, **others)
+
+    def holdout(others):
+        assert len(others.Y) == 160
+        error = judge(others)
+
+        def found(trained):
+            losses.append(error(trained))
+            return losses[-1]
+
+        return found
+
+    original, judge = _path_training.solvers.run, _path_training._holdout
+    monkeypatch.setattr(_path_training.solvers, "run", run)
+    monkeypatch.setattr(_path_training, "_holdout", holdout)
+    model = PathNetRegressor(random_state=0).fit(X, y)
+    alphas = alphas_down_to(0.015 / np.sqrt(800))
+    assert sizes == [640] * len(losses) + [800]
+    assert (np.diff(losses[:-1]) < 0).all()
+    assert losses[-1] > losses[-2]
+    assert model.alpha_ == pytest.approx(alphas[len(losses) - 2])
 
 
 def test_automatic_alpha_with_a_warm_start_goes_on_from_there(friedman):

@@ -251,3 +251,14 @@ def test_orthant_descent_solves_a_lasso(squared):
     program.solve(solver="CLARABEL")
     assert evaluate(x)[0] == pytest.approx(program.value, rel=1e-5)
     assert ((x == 0) == (np.abs(variable.value) < 1e-5)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_part_has_the_same_norm_and_some_of_the_rows(norm):
+    Z, Q, L = tensors((N, K), (3 * K, 5), (10, 1))
+    units = NORMS[norm](Z, 2, torch.float32)
+    part = units.part(slice(4, 14))
+    assert type(part) is type(units)
+    assert (part.n_samples, part.precision) == (10, torch.float32)
+    np.testing.assert_array_equal(part.norms(Q.numpy()), units.norms(Q.numpy()))
+    torch.testing.assert_close(part.correlations(L, Q), L.T @ values(Z[4:14], Q, 2))

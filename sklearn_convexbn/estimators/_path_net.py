@@ -184,8 +184,9 @@ class PathNetRegressor(RegressorMixin, NumbersMixin, BasePathNet):
     ----------
     alpha : float or "auto", default="auto"
         Price of a path, relative to a mean loss on a target of unit variance. "auto" takes the
-        alpha of the path with the least estimate of the error on new rows, from the training loss
-        and the number of sub-networks, down to ``0.015 / sqrt(n)`` for n training rows at most.
+        alpha of the path, down to ``0.015 / sqrt(n)`` for n training rows, after which the error
+        on a fifth of the rows rises, that the way down does without; with fewer than 750 rows an
+        estimate of it from the training loss and the number of sub-networks.
 
     inner_width : int, default=4
         Number of inner units h of each sub-network; the first half adds, the rest subtracts. 0
@@ -364,9 +365,10 @@ class PathNetClassifier(ClassifierMixin, LabelsMixin, BasePathNet):
     Parameters
     ----------
     alpha : float or "auto", default="auto"
-        Price of a path, relative to a mean loss. "auto" takes the alpha of the path with the least
-        estimate of the loss on new rows, from the training loss and the number of sub-networks,
-        down to ``0.015 / sqrt(n)`` for n training rows at most.
+        Price of a path, relative to a mean loss. "auto" takes the alpha of the path, down to
+        ``0.015 / sqrt(n)`` for n training rows, after which the loss on a fifth of the rows rises,
+        that the way down does without; with fewer than 750 rows an estimate of it from the
+        training loss and the number of sub-networks.
 
     inner_width : int, default=4
         Number of inner units h of each sub-network; the first half adds, the rest subtracts. 0

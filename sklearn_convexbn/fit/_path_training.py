@@ -28,10 +28,15 @@ from sklearn_convexbn.support._warnings import warn_caller
 FIRST_ALPHA, LEAST_SPAN, RATIO, ROUNDS_ON_THE_WAY = 1e-2, 10.0, 0.3, 5
 
 #: ``alpha="auto"`` goes down to this over the root of the number of rows, unless sub-networks begin
-#: to fit noise before: each counts as so many degrees of freedom. Errors on other rows are those of
-#: three to five, with 250 and 1000 rows of 12 sets.
-LAST_SCALE, FREEDOM = 0.015, 4.0
+#: to fit noise before.
+LAST_SCALE = 0.015
 
+#: From so many rows on this share of them says when, by a hold-out.
+HOLDOUT_ROWS, HOLDOUT_SHARE = 750, 0.2
+
+#: Else each counts as so many degrees of freedom: errors on other rows are those of three to five,
+#: with 250 and 1000 rows of 12 sets.
+FREEDOM = 4.0
 
 #: Random starts of a round. More of them make a fit slower, and no better on new rows.
 N_STARTS = 60
@@ -233,6 +238,21 @@ def train_paths(
             break
 
 
+def _estimate(prepared: PreparedPaths) -> Callable[[TrainedPaths], float]:
+    """Return what estimates the error on new rows from the training loss."""
+    rows = effective_rows(prepared.problem, float(prepared.data.weights.sum()))
+
+    def error(trained: TrainedPaths) -> float:
+        return estimated_error(prepared.at(trained.alpha).problem, trained.result, FREEDOM / rows)
+
+    return error
+
+
+def _holdout(others: Problem) -> Callable[[TrainedPaths], float]:
+    """Return what tells the error on other rows."""
+    return lambda trained: others.loss_of(trained.result.neurons)
+
+
 def train_until_noise(
     prepared: PreparedPaths,
     settings: PathSettings,
@@ -244,20 +264,24 @@ def train_until_noise(
     """Return the solution for the alpha with the least estimate of the error on new rows.
 
     The way down the alphas ends where the estimate rises
-    (:mod:`sklearn_convexbn.fit._automatic_alpha`). Rounds are few on it; the fit at the alpha
-    chosen goes on from its network.
+    (:mod:`sklearn_convexbn.fit._automatic_alpha`). Rounds are few on it, and are on the rows that
+    the estimate leaves; the fit at the alpha chosen goes on from its network, with all rows.
     """
-    rows = effective_rows(prepared.problem, float(prepared.data.weights.sum()))
+    on_the_way, error = prepared, _estimate(prepared)
+    whole, n = prepared.problem, len(prepared.problem.Y)
+    if start is None and n >= HOLDOUT_ROWS:
+        kept = int((1.0 - HOLDOUT_SHARE) * n)  # rows are in the order of hashes
+        on_the_way = replace(prepared, problem=whole.part(slice(kept)))
+        error = _holdout(whole.part(slice(kept, n)))
     least, best = np.inf, None
     quick = replace(settings, provisional=True)
-    for trained in train_paths(prepared, quick, alphas, start=start, watch=watch):
+    for trained in train_paths(on_the_way, quick, alphas, start=start, watch=watch):
         if trained.stopped:
             return trained
-        problem = prepared.at(trained.alpha).problem
-        error = estimated_error(problem, trained.result, FREEDOM / rows)
-        if best is not None and error > least:
+        found = error(trained)
+        if best is not None and found > least:
             break
-        least, best = error, trained
+        least, best = found, trained
     assert best is not None
     start = best.result.neurons
     (last,) = train_paths(prepared, settings, [best.alpha], start=start, watch=watch)

@@ -71,7 +71,7 @@ class PathUnits(Units):
         self._rows = {Z.dtype: Z}
 
     def part(self, samples: slice) -> PathUnits:
-        return PathUnits(self.Z[samples], self.inner_width, self.precision)
+        return self._like(self.Z[samples])
 
     # ------------------------------------------------------------------------ sums over rows
 
