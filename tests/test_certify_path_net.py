@@ -1,11 +1,15 @@
 """The gap of path networks: those of this package, and torch modules of two hidden layers."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 from sklearn.datasets import make_classification, make_friedman1
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LinearRegression
+from sklearn.neural_network import MLPRegressor
 
 from sklearn_convexbn import (
     ConvexBNRegressor,
@@ -156,6 +160,26 @@ def test_torch_network_has_its_loss_and_the_price_of_its_paths(friedman):
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+def test_mlps_of_two_hidden_layers(friedman):
+    X, y = friedman
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    y = (y - y.mean()) / y.std()
+    mlp = MLPRegressor(hidden_layer_sizes=(6, 5), max_iter=20, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mlp.fit(X, y)
+    judged = certify_path_net(mlp, X, y, alpha=ALPHA, random_state=0, effort=200)
+    network = parallel(mlp.coefs_, mlp.intercepts_)
+    loss = 0.5 * ((mlp.predict(X) - y) ** 2).mean()
+    mass = path_norms(network, X) @ np.abs(network.output[:, 0])
+    assert judged.primal == pytest.approx(loss + ALPHA * mass, rel=1e-9)
+    assert judged.direction.inner.shape == (len(network.signs), 6)
+    with pytest.raises(ValueError, match="Got a MLPRegressor with other layers"):
+        certify_path_net(MLPRegressor(hidden_layer_sizes=(4,), tol=10.0).fit(X, y), X, y, alpha=ALPHA)
+    with pytest.raises(ValueError, match="needs activation='relu'"):
+        certify_path_net(mlp.set_params(activation="tanh"), X, y, alpha=ALPHA)
+
+
 def test_bounds_what_better_networks_reach(friedman, fitted):
     X, y = friedman
     far = PathNetRegressor(ALPHA, max_iter=1, tol=0.9, random_state=0)
@@ -250,7 +274,7 @@ def test_the_constant_network(friedman):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"inner_width": 6}, "The PathNetRegressor has inner_width=4. Got inner_width=6"),
+        ({"inner_width": 6}, "The PathNetRegressor needs inner_width=4. Got inner_width=6"),
         ({"inner_width": -1}, "inner_width"),
         ({"fit_intercept": False}, "output bias"),
         ({"loss": "log_loss"}, "cannot judge a PathNetRegressor by loss='log_loss'"),
@@ -272,7 +296,9 @@ def test_wrong_networks_and_data(friedman, fitted):
         certify_path_net(fitted, X[:, :5], y, alpha=ALPHA)
     with pytest.raises(ValueError, match="network expects 6"):
         certify_path_net(dense(6), X[:, :5], y, alpha=ALPHA)
-    with pytest.raises(ValueError, match=r"needs inner_width=\d+, or more"):
+    with pytest.raises(
+        ValueError, match=r"The torch module needs inner_width=\d+ or more. Got inner_w"
+    ):
         certify_path_net(dense(6), X, y, alpha=ALPHA, inner_width=1)
     module = dense(6)
     module[2] = torch.nn.Linear(4, 5).double()
@@ -286,10 +312,12 @@ def test_wrong_networks_and_data(friedman, fitted):
     with pytest.raises(ValueError, match="outputs"):
         certify_path_net(dense(6, 2), X, y, alpha=ALPHA)
     convex = ConvexBNRegressor(0.1).fit(X, y)
-    with pytest.raises(
-        TypeError, match=r"network must be a fitted PathNetRegressor .* Got ConvexBN"
-    ):
+    with pytest.raises(ValueError, match="Got a ConvexBNRegressor with other layers"):
         certify_path_net(convex, X, y, alpha=0.1)
+    with pytest.raises(TypeError, match=r"network must be a fitted PathNet.* Got LinearRegression"):
+        certify_path_net(LinearRegression().fit(X, y), X, y, alpha=0.1)
+    with pytest.raises(ValueError, match=r"Got a Sequential of \(Linear, ReLU, Linear\)"):
+        certify_path_net(dense(6)[2:], X, y, alpha=0.1)
     with pytest.raises(
         TypeError, match=r"Got PathNetRegressor. For that there is certify_path_net"
     ):

@@ -49,7 +49,7 @@ class FeatureWeightsDisplay:
     >>> X, y = load_diabetes(return_X_y=True, as_frame=True)
     >>> model = PathNetRegressor(alpha=0.1, random_state=0).fit(X, y)
     >>> display = FeatureWeightsDisplay.from_estimator(model, max_features=2)
-    >>> [label.get_text() for label in display.ax_.get_yticklabels()]
+    >>> sorted(label.get_text() for label in display.ax_.get_yticklabels())
     ['bmi', 's5']
     """
 

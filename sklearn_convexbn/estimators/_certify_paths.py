@@ -137,8 +137,10 @@ def certify_path_net(
     Parameters
     ----------
     network : estimator or torch.nn.Sequential
-        A fitted :class:`PathNetRegressor` or :class:`PathNetClassifier`, or
-        ``Sequential(Linear, ReLU, Linear, ReLU, Linear)`` of any dtype, on any device, as their
+        A fitted :class:`PathNetRegressor` or :class:`PathNetClassifier`; a fitted
+        :class:`~sklearn.neural_network.MLPRegressor` or
+        :class:`~sklearn.neural_network.MLPClassifier` of two hidden relu layers; or
+        ``Sequential(Linear, ReLU, Linear, ReLU, Linear)`` of any dtype, on any device, as
         ``to_torch`` returns. Outputs for classes are logits, in the sorted order of the labels: one
         output or two for two classes.
     X : array-like of shape (n_samples, n_features)
@@ -158,13 +160,14 @@ def certify_path_net(
         Whether the output intercept is part of the problem. None takes an estimator's own
         parameter; for a torch module, whether its last layer has a bias.
     inner_width : int, default=None
-        Number of inner units of a sub-network in the problem. None takes an estimator's own, and
-        for a torch module as few as hold the network, half of them added and half subtracted; more
-        may be asked for. The norm of paths is an estimator's own, and l1 for a torch module.
+        Number of inner units of a sub-network in the problem. None takes that of a path network,
+        and for others as few as hold the network, half of them added and half subtracted: as many
+        as the first layer has units, about; more may be asked for. The norm of paths is that of a
+        path network, and l1 for others.
     effort : {"quick", "normal", "thorough"} or int, default="thorough"
         How hard the most violated sub-network is searched for: from 2000, 10,000 or 50,000 random
-        starts, or that many; 50,000 take about 20 s on 1000 rows of ten columns. The network's own
-        sub-networks are tried besides.
+        starts, or that many; 50,000 take about 20 s on 1000 rows of ten columns with four inner
+        units, and time grows with these. The network's own sub-networks are tried besides.
     random_state : int, RandomState instance or None, default=None
         Seeds the search. Pass an int for identical results across calls.
     device : str or None, default="cpu"
@@ -183,9 +186,10 @@ def certify_path_net(
     TypeError
         If `network` is none of the kinds above, or for sparse X.
     ValueError
-        For an estimator that is not fitted, layers that do not fit together, invalid parameters or
-        data, numbers of features, outputs or labels that do not fit, fewer inner units than the
-        network has, outputs that are not finite, or an output bias where ``fit_intercept=False``.
+        For another architecture or activation, an estimator that is not fitted, layers that do not
+        fit together, invalid parameters or data, numbers of features, outputs or labels that do not
+        fit, fewer inner units than the network has, outputs that are not finite, or an output bias
+        where ``fit_intercept=False``.
 
     See Also
     --------
@@ -287,7 +291,7 @@ def _problem_of_paths(
     fit_intercept: bool | None,
 ) -> _Stated:
     """Read the network and state the problem on standardised columns."""
-    layers = read_parallel(network, inner_width)
+    layers = read_parallel(network, inner_width, "certify_path_net")
     if sparse.issparse(X):
         raise TypeError(
             "certify_path_net does not take sparse X: its columns are standardised. "

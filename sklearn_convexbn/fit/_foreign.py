@@ -177,7 +177,8 @@ def read_network(network: Any, X: Any, caller: str = "certify") -> Layers:
     return layers
 
 
-def _from_estimator(network: Any, caller: str) -> Layers:
+def check_estimator(network: Any, caller: str) -> None:
+    """Refuse an estimator that is not fitted, or whose network is no plain ReLU network."""
     check_is_fitted(network)
     if network.activation != "relu":
         raise ValueError(
@@ -190,12 +191,22 @@ def _from_estimator(network: Any, caller: str) -> Layers:
             f"loss={network.loss!r}, whose predictions are the exponentials of its outputs, so it "
             "is no network of a problem with squared error."
         )
-    if len(getattr(network, "coefs_", ())) != 2:
-        raise ValueError(f"{ACCEPTED} Got a {type(network).__name__} with other layers.")
+
+
+def layers_of(network: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the weights and offsets of a fitted estimator in float64."""
     coefs, intercepts = (
         [np.asarray(a, dtype=np.float64) for a in arrays]
         for arrays in (network.coefs_, network.intercepts_)
     )
+    return coefs, intercepts
+
+
+def _from_estimator(network: Any, caller: str) -> Layers:
+    check_estimator(network, caller)
+    if len(getattr(network, "coefs_", ())) != 2:
+        raise ValueError(f"{ACCEPTED} Got a {type(network).__name__} with other layers.")
+    coefs, intercepts = layers_of(network)
     patches = getattr(network, "patches_", None)
     grid = None if patches is None else PatchGrid(**patches)
     clipped = network._network().clipped if hasattr(network, "whitened_range_") else None

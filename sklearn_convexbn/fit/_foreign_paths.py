@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_convexbn.data._validation import named
-from sklearn_convexbn.fit._foreign import Trained, array_of
+from sklearn_convexbn.fit._foreign import Trained, array_of, check_estimator, layers_of
 from sklearn_convexbn.fit._path_network import PathNetwork
 
 
@@ -39,71 +39,74 @@ class ParallelLayers(Trained):
 
 
 ACCEPTED = (
-    "network must be a fitted PathNetRegressor or PathNetClassifier, or a torch.nn.Sequential of "
-    "(Linear, ReLU, Linear, ReLU, Linear)."
+    "network must be a fitted PathNetRegressor or PathNetClassifier, an MLPRegressor or "
+    "MLPClassifier of two hidden layers, or a torch.nn.Sequential of (Linear, ReLU, Linear, ReLU, "
+    "Linear)."
 )
 
 
-def is_parallel(network: Any) -> bool:
-    """Return whether a network has two hidden layers: one of this package, or a torch module."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(network, torch.nn.Sequential):
-        nn = torch.nn
-        kinds = (nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear)
-        return len(network) == len(kinds) and all(map(isinstance, network, kinds))
-    return isinstance(network, BaseEstimator) and hasattr(network, "inner_width")
-
-
-def read_parallel(network: Any, inner_width: int | None) -> ParallelLayers:
+def read_parallel(network: Any, inner_width: int | None, caller: str) -> ParallelLayers:
     """Read a network of two hidden layers, with so many inner units or as few as it needs.
+
+    Messages name the `caller`.
 
     Raises
     ------
     TypeError
         If it is not one of the kinds named in :data:`ACCEPTED`.
     ValueError
-        For an estimator that is not fitted (NotFittedError), layers that do not fit together,
-        weights that are not finite, or fewer inner units than the network has.
+        For another number of layers, another activation, an estimator that is not fitted
+        (NotFittedError), layers that do not fit together, weights that are not finite, or fewer
+        inner units than the network has.
     """
-    if not is_parallel(network):
-        raise TypeError(f"{ACCEPTED} Got {named(network)}.")
-    if isinstance(network, BaseEstimator):
-        check_is_fitted(network)
-        layers = ParallelLayers(
-            network.coefs_,
-            network.intercepts_,
-            True,
-            network,
-            network=network._network(),
-            norm=network.norm,
-        )
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(network, torch.nn.Sequential):
+        layers = _from_torch(network, torch.nn, inner_width)
+    elif isinstance(network, BaseEstimator) and hasattr(network, "inner_width"):
+        layers = _from_path_net(network)
+    elif isinstance(network, BaseEstimator) and hasattr(network, "activation"):
+        layers = _from_mlp(network, inner_width, caller)
     else:
-        layers = _from_torch(network, inner_width)
+        raise TypeError(f"{ACCEPTED} Got {named(network)}.")
     layers.check_finite()
     own = layers.inner_width
     if inner_width not in (None, own):
         raise ValueError(
-            f"The network needs inner_width={own}, or more. Got inner_width={inner_width}."
-            if layers.estimator is None
-            else f"The {layers.name} has inner_width={own}. Got inner_width={inner_width}."
+            f"The {layers.name} needs inner_width={own}"
+            + ("." if hasattr(network, "inner_width") else " or more.")
+            + f" Got inner_width={inner_width}."
         )
     return layers
 
 
-def _from_torch(network: Any, inner_width: int | None) -> ParallelLayers:
-    linear = [layer for layer in network if hasattr(layer, "weight")]
+def _from_path_net(network: Any) -> ParallelLayers:
+    check_is_fitted(network)
+    own = {"network": network._network(), "norm": network.norm}
+    return ParallelLayers(*layers_of(network), True, network, **own)
+
+
+def _from_mlp(network: Any, inner_width: int | None, caller: str) -> ParallelLayers:
+    check_estimator(network, caller)
+    if len(getattr(network, "coefs_", ())) != 3:
+        raise ValueError(f"{ACCEPTED} Got a {type(network).__name__} with other layers.")
+    coefs, intercepts = layers_of(network)
+    own = parallel(coefs, intercepts, inner_width)
+    return ParallelLayers(coefs, intercepts, True, network, network=own, norm="l1")
+
+
+def _from_torch(network: Any, nn: Any, inner_width: int | None) -> ParallelLayers:
+    kinds = (nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear)
+    if len(network) != len(kinds) or not all(map(isinstance, network, kinds)):
+        got = ", ".join(type(layer).__name__ for layer in network)
+        raise ValueError(f"{ACCEPTED} Got a Sequential of ({got}).")
+    linear = list(network)[::2]
     sizes = [(layer.in_features, layer.out_features) for layer in linear]
     if any(left[1] != right[0] for left, right in pairwise(sizes)):
         raise ValueError(f"The network's layers do not fit together: {sizes}.")
     coefs = [array_of(layer.weight).T for layer in linear]
     intercepts = [array_of(layer.bias, np.zeros(layer.out_features)) for layer in linear]
-    return ParallelLayers(
-        coefs,
-        intercepts,
-        linear[-1].bias is not None,
-        network=parallel(coefs, intercepts, inner_width),
-        norm="l1",
-    )
+    own = parallel(coefs, intercepts, inner_width)
+    return ParallelLayers(coefs, intercepts, linear[-1].bias is not None, network=own, norm="l1")
 
 
 def parallel(
