@@ -175,7 +175,9 @@ def test_mlps_of_two_hidden_layers(friedman):
     assert judged.primal == pytest.approx(loss + ALPHA * mass, rel=1e-9)
     assert judged.direction.inner.shape == (len(network.signs), 6)
     with pytest.raises(ValueError, match="Got a MLPRegressor with other layers"):
-        certify_path_net(MLPRegressor(hidden_layer_sizes=(4,), tol=10.0).fit(X, y), X, y, alpha=ALPHA)
+        certify_path_net(
+            MLPRegressor(hidden_layer_sizes=(4,), tol=10.0).fit(X, y), X, y, alpha=ALPHA
+        )
     with pytest.raises(ValueError, match="needs activation='relu'"):
         certify_path_net(mlp.set_params(activation="tanh"), X, y, alpha=ALPHA)
 
