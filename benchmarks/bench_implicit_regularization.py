@@ -13,6 +13,7 @@ All minimise the mean cross-entropy plus alpha / 2 times the squared weights and
 normalization and the squared output weights. A rate, a k and a shrinkage are chosen by validation
 images that no fit saw; test images choose nothing. Along the way of a gradient method, and for
 every optimum, the energy of the hidden weights along the singular directions is kept.
+`--size full` has all images but those to choose by, and fewer values.
 """
 
 import sys
@@ -34,20 +35,30 @@ import numpy as np
 import torch
 
 SETS = ("mnist", "fashion_mnist", "cifar10")
-#: Images to train with; hidden units, epochs and seeds of gradient methods; patch size, stride.
-MODELS: dict[str, dict[str, Any]] = {
-    "dense": {"rows": 3000, "units": 256, "epochs": 100, "seeds": 3},
-    "conv": {"rows": 2000, "units": 128, "epochs": 150, "seeds": 2, "patch": (6, 4), "pooling": 2},
+#: By size of the study and model: images to train with; hidden units, epochs and seeds of gradient
+#: methods; patch size, stride and pooling; and what is tried of rates, of directions, of shrinkage.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "dense": {"rows": 3000, "units": 256, "epochs": 100, "seeds": 3}
+        | {"sgd": (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0), "adam": (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1)}
+        | {"truncated": (10, 20, 40, 80, 160, 320), "shrunk": (0.1, 0.5, 1.0)},
+        "conv": {"rows": 2000, "units": 128, "epochs": 150, "seeds": 2}
+        | {"patch": (6, 4), "pooling": 2}
+        | {"sgd": (1e-3, 0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 0.01, 0.1)}
+        | {"truncated": (5, 10, 20, 40, 80), "shrunk": (0.1, 0.5, 1.0)},
+    },
+    "full": {
+        "dense": {"rows": 60000, "units": 256, "epochs": 20, "seeds": 3}
+        | {"sgd": (1e-3, 0.01, 0.1), "adam": (1e-4, 1e-3, 0.01)}
+        | {"truncated": (20, 40, 80, 160), "shrunk": (0.1, 1.0)},
+        "conv": {"rows": 60000, "units": 256, "epochs": 40, "seeds": 3}
+        | {"patch": (6, 2), "pooling": 2}
+        | {"sgd": (0.03, 0.1), "adam": (3e-3, 0.01)}
+        | {"truncated": (20, 40), "shrunk": (0.5,)},
+    },
 }
-DENSE_RATES = {
-    "sgd": (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0),
-    "adam": (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1),
-}
-CONV_RATES = {"sgd": (1e-3, 0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 0.01, 0.1)}
-RATES = {"dense": DENSE_RATES, "conv": CONV_RATES}
-COMPONENTS = {"dense": (10, 20, 40, 80, 160, 320), "conv": (5, 10, 20, 40, 80)}
-SHRINKAGES = (0.1, 0.5, 1.0)
-VALIDATION = 2000  # images to choose by
+GRADIENTS = ("sgd", "adam")
+VALIDATION = 2000  # images to choose by; in the full study all others train
 LOOKS = (0, 1, 3, 10, 30)  # epochs with a look at the network
 NAMES = {"sgd": "SGD", "adam": "Adam", "optimum": "optimum"}
 NAMES |= {"truncated": "optimum, k directions", "shrunk": "optimum, shrinkage"}
@@ -57,10 +68,10 @@ N_RANKS = 40  # numbers of leading directions whose energy is kept
 class Problem:
     """A set of images and a model: the arrays of all fits."""
 
-    def __init__(self, data: str, model: str) -> None:
-        settings = MODELS[model]
+    def __init__(self, data: str, model: str, size: str) -> None:
+        settings = SIZES[size][model]
         X, y, X_test, y_test = load_images(data)
-        n = min(settings["rows"], len(X) // 2)
+        n = min(settings["rows"], max(len(X) - VALIDATION, len(X) // 2))
         patch, stride = settings.get("patch", (None, 1))
         patch, stride = (3, 2) if patch is not None and X.shape[1] < 28 else (patch, stride)
         self.architecture = Architecture(X.shape[1:], patch, stride, settings.get("pooling", 1))
@@ -135,29 +146,31 @@ class Study(Benchmark):
 
     name = "bench_implicit_regularization"
     keys = ("data", "model", "method", "value", "seed")
-    settings = ("alpha", "tol", "max_iter", "epochs")
+    settings = ("size", "alpha", "tol", "max_iter", "epochs")
 
     def add_options(self, add: Any) -> None:
         add("--data", nargs="+", choices=(*SETS, "digits"), default=SETS)
-        add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+        add("--models", nargs="+", choices=SIZES["small"], default=list(SIZES["small"]))
         add("--methods", nargs="+", choices=NAMES, default=list(NAMES), help="run these only")
+        add("--size", choices=SIZES, default="small", help="of the study")
         add("--alpha", type=float, default=3e-3)
         add("--tol", type=float, default=0.1)
         add("--max-iter", type=int, default=15)
-        add("--epochs", type=int, help="in place of those of MODELS")
-        add("--seeds", type=int, help="in place of those of MODELS")
+        add("--epochs", type=int, help="in place of those of SIZES")
+        add("--seeds", type=int, help="in place of those of SIZES")
         figures = RESULTS.parents[1] / "docs" / "images"
         add("--figures", type=Path, default=figures, help="folder of the figures")
 
     def plan(self) -> Iterator[Cell]:
         for data in self.options.data:
             for model in self.options.models:
-                kept = [k for k in COMPONENTS[model] if k < self.directions(data, model)]
-                values: dict[str, Iterable[Any]] = {**RATES[model], "optimum": [None]}
-                values |= {"truncated": kept, "shrunk": SHRINKAGES}
-                for method in (m for m in values if m in self.options.methods):
-                    seeds = self.options.seeds or MODELS[model]["seeds"]
-                    seeds = range(seeds if method in RATES[model] else 1)
+                settings = SIZES[self.options.size][model]
+                kept = [k for k in settings["truncated"] if k < self.directions(data, model)]
+                values = {name: settings[name] for name in (*GRADIENTS, "shrunk")}
+                values |= {"optimum": [None], "truncated": kept}
+                for method in (m for m in NAMES if m in self.options.methods):
+                    seeds = self.options.seeds or settings["seeds"]
+                    seeds = range(seeds if method in GRADIENTS else 1)
                     for cell in product([data], [model], [method], values[method], seeds):
                         yield dict(zip(self.keys, cell, strict=True))
 
@@ -165,22 +178,22 @@ class Study(Benchmark):
         """Return how many directions a set has."""
         cells = [c for c in self.store.cells if (c["data"], c["model"]) == (data, model)]
         sizes = next((cell["sizes"] for cell in cells if "sizes" in cell), None)
-        return (sizes or load(data, model).sizes)["directions"]
+        return (sizes or load(data, model, self.options.size).sizes)["directions"]
 
     def measure(self, cell: Cell) -> Cell:
-        problem = load(cell["data"], cell["model"])
-        fit = self.by_gradients if cell["method"] in RATES[cell["model"]] else self.by_convex_form
+        problem = load(cell["data"], cell["model"], self.options.size)
+        fit = self.by_gradients if cell["method"] in GRADIENTS else self.by_convex_form
         return {"sizes": problem.sizes, **fit(problem, cell)}
 
     def by_gradients(self, problem: Problem, cell: Cell) -> Cell:
         """Train a network."""
         torch.manual_seed(cell["seed"])
         images, y = problem.parts["train"]
-        units, alpha = MODELS[cell["model"]]["units"], self.options.alpha
+        settings, alpha = SIZES[self.options.size][cell["model"]], self.options.alpha
+        units, epochs = settings["units"], self.options.epochs or settings["epochs"]
         network = problem.architecture.network(units, int(y.max()) + 1)
-        epochs, course = self.options.epochs or MODELS[cell["model"]]["epochs"], []
-        settings = {"rate": cell["value"], "epochs": epochs, "alpha": alpha}
-        for epoch, seconds in training(network, images, y, optimizer=cell["method"], **settings):
+        course, how = [], {"rate": cell["value"], "epochs": epochs, "alpha": alpha}
+        for epoch, seconds in training(network, images, y, optimizer=cell["method"], **how):
             if epoch in LOOKS or epoch == epochs:
                 course.append({"epoch": epoch, "s": seconds, **problem.look(network, alpha)})
         return {**course[-1], "units": units, "course": course}
