@@ -25,8 +25,8 @@ import torch
 #: Parameters of the fits, then Adam's epochs.
 PROBLEMS: dict[str, tuple[dict[str, Any], int]] = {
     "cifar10": (
-        {"patch_size": 6, "stride": 2, "pooling": 2}
-        | {"n_components": 40, "alpha": 1e-3, "tol": 0.1, "max_iter": 7},
+        {"patch_size": 6, "stride": 2, "pooling": 3}
+        | {"n_components": 40, "alpha": 2e-3, "tol": 0.1, "max_iter": 15},
         40,
     ),
     "mnist": ({"n_components": 60, "alpha": 4e-4, "tol": 0.05, "max_iter": 10}, 20),

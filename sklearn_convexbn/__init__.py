@@ -28,7 +28,7 @@ from sklearn_convexbn.estimators._transformer import ConvexBNTransformer
 from sklearn_convexbn.support._sharding import row_shards
 from sklearn_convexbn.support._versions import show_versions
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ConvergenceDisplay",

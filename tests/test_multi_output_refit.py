@@ -21,7 +21,7 @@ from sklearn_convexbn.program.units._activations import StoredActivations
 from sklearn_convexbn.solvers import _multi_output_refit
 from sklearn_convexbn.solvers._lasso import lasso_refit
 from sklearn_convexbn.solvers._multi_output_refit import multi_output_refit
-from sklearn_convexbn.solvers._refit_metric import Metric, RowMetric, scale_product
+from sklearn_convexbn.solvers._refit_metric import GramMetric, RowMetric, scale_product
 from sklearn_convexbn.support._sharding import ALL_HERE
 
 stored = partial(StoredActivations, shards=ALL_HERE)
@@ -342,8 +342,8 @@ def test_metrics_through_rows_and_columns_are_the_same(cells):
     rng = np.random.default_rng(0)
     B, w, R = (torch.as_tensor(rng.standard_normal(s)) for s in ((9, 12), (12, 3), (12, 3)))
     rows, means = torch.arange(12 // cells), torch.zeros(1, 12).double()
-    dense = Metric((B.T @ B)[None], means, 0.3, rows, cells)
-    other = RowMetric(B.new_empty(1, 0, 0), means, 0.3, rows, cells, B=B)
+    dense = GramMetric(means, 0.3, rows, cells, (B.T @ B)[None])
+    other = RowMetric(means, 0.3, rows, cells, B)
     eta = torch.as_tensor(rng.random(12 // cells))
     eta[1] = 0.0
     at, there = dense.ridge(eta, R), other.ridge(eta, R)

@@ -37,7 +37,13 @@ from sklearn_convexbn.program._objective import Objective
 from sklearn_convexbn.program.units._activations import Activations
 from sklearn_convexbn.solvers._block_descent import descend_units
 from sklearn_convexbn.solvers._factor_newton import truncated_cg
-from sklearn_convexbn.solvers._refit_metric import Metric, RowMetric, Scales, scale_product
+from sklearn_convexbn.solvers._refit_metric import (
+    GramMetric,
+    Metric,
+    RowMetric,
+    Scales,
+    scale_product,
+)
 from sklearn_convexbn.solvers._scale_newton import (
     SMALLEST_SCALE,
     Attempt,
@@ -262,7 +268,7 @@ def _metric(program: _Program, point: _Point, shared: bool) -> Metric:
         total = program.shards.total(W.sum(dim=0)).clamp_min(1e-300).unsqueeze(1)
         means = A.correlations(W).T / total
         H = H - (total * means).unsqueeze(2) * means.unsqueeze(1)
-    return Metric(H, means, program.alpha, rows, A.cells)
+    return GramMetric(means, program.alpha, rows, A.cells, H)
 
 
 def _row_metric(program: _Program, A: Activations, W: Tensor, rows: Tensor) -> RowMetric:
@@ -271,7 +277,7 @@ def _row_metric(program: _Program, A: Activations, W: Tensor, rows: Tensor) -> R
     if program.fit_intercept:
         means = (W.T @ B) / W.sum().clamp_min(1e-300)
     B = W.sqrt() * (B - means)
-    return RowMetric(B.new_empty(1, 0, 0), means, program.alpha, rows, A.cells, B=B)
+    return RowMetric(means, program.alpha, rows, A.cells, B)
 
 
 def _solve_model(metric: Metric, R: Tensor, start: Tensor, constant: float, tol: float) -> Tensor:

@@ -6,7 +6,8 @@ the neurons or, where there are more of them than rows, through the n rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,38 +32,42 @@ class Scales:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """Gram matrices H (B, k, k) of B = 1 (for all outputs) or C, and weighted means (B, k).
+class Metric(ABC):
+    """A quadratic model H of the loss in the k columns of the neurons `rows`, `cells` for each.
 
-    Of the k columns of the neurons `rows`, `cells` for each; scales are one for each neuron.
+    `means` (B, k) are weighted means of the columns, for all outputs together (B = 1) or for each;
+    scales are one for each neuron.
     """
 
-    H: Tensor
     means: Tensor
     alpha: float
     rows: Tensor
-    cells: int = 1
+    cells: int
 
-    def part(self, rows: Tensor) -> Metric:
+    @abstractmethod
+    def part(self, rows: Tensor) -> GramMetric:
         """Return the metric of some of its neurons, numbered as in `rows`."""
-        if len(rows) == len(self.rows):
-            return self
-        i = columns_of(torch.searchsorted(self.rows, rows), self.cells)
-        H = self.H[:, i[:, None], i]
-        return replace(self, H=H, means=self.means[:, i], rows=rows)
+
+    @abstractmethod
+    def apply(self, V: Tensor) -> Tensor:
+        """Return the product of the metric and V (k, C)."""
+
+    @abstractmethod
+    def ridge(self, eta: Tensor, R: Tensor) -> Scales:
+        """Solve ``(H + alpha diag(1 / eta)) V = R`` where eta is positive."""
+
+    @abstractmethod
+    def coupled(self, at: Scales, w: Tensor, rows: Tensor) -> Tensor:
+        """Return ``sum_c w_jc (C_c)_jk w_kc`` of the columns `rows`."""
 
     def split(self, V: Tensor) -> Tensor:
         """Return V (k, C) as (B, k, C / B)."""
-        B = len(self.H)
+        B = len(self.means)
         return V.reshape(len(V), B, V.shape[1] // B).permute(1, 0, 2)
 
     def join(self, V: Tensor) -> Tensor:
         """Return the inverse of `split`."""
         return V.permute(1, 0, 2).flatten(1)
-
-    def apply(self, V: Tensor) -> Tensor:
-        """Return the product of the metric and V (k, C)."""
-        return self.join(self.H @ self.split(V))
 
     def positive(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the columns of positive scales, the scales without tiny ones, and their roots."""
@@ -75,8 +80,29 @@ class Metric:
         """Return phi of the scales whose ridge solution is V."""
         return 0.5 * float(self.alpha * eta.sum() - (R * V).sum())
 
+    def scale_hessian(self, at: Scales, w: Tensor, rows: Tensor) -> Tensor:
+        """Return the Hessian of phi in the scales `rows`."""
+        H = self.coupled(at, w, columns_of(rows, self.cells)) / self.alpha**2
+        return H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
+
+
+@dataclass(frozen=True)
+class GramMetric(Metric):
+    """The metric by its matrices: H (B, k, k)."""
+
+    H: Tensor
+
+    def part(self, rows: Tensor) -> GramMetric:
+        if len(rows) == len(self.rows):
+            return self
+        i = columns_of(torch.searchsorted(self.rows, rows), self.cells)
+        H = self.H[:, i[:, None], i]
+        return replace(self, H=H, means=self.means[:, i], rows=rows)
+
+    def apply(self, V: Tensor) -> Tensor:
+        return self.join(self.H @ self.split(V))
+
     def ridge(self, eta: Tensor, R: Tensor) -> Scales:
-        """Solve ``(H + alpha diag(1 / eta)) V = R`` where eta is positive."""
         index, eta, root = self.positive(eta)
         # One output at a time: its matrices stay in the cache.
         factor = torch.stack([self._factor(H[index[:, None], index], root) for H in self.H])
@@ -89,13 +115,7 @@ class Metric:
         matrix.diagonal().add_(self.alpha)
         return safe_cholesky(matrix)
 
-    def scale_hessian(self, at: Scales, w: Tensor, rows: Tensor) -> Tensor:
-        """Return the Hessian of phi in the scales `rows`."""
-        H = self.coupled(at, w, columns_of(rows, self.cells)) / self.alpha**2
-        return H.unflatten(1, (-1, self.cells)).unflatten(0, (-1, self.cells)).sum(dim=(1, 3))
-
     def coupled(self, at: Scales, w: Tensor, rows: Tensor) -> Tensor:
-        """Return ``sum_c w_jc (C_c)_jk w_kc`` of the columns `rows`."""
         root = at.eta.repeat_interleave(self.cells)[at.index].sqrt().unsqueeze(1)
         total = self.H.new_zeros(len(rows), len(rows))
         for H, factor, w_c in zip(self.H, at.factor, self.split(w[rows]), strict=True):
@@ -110,15 +130,15 @@ class RowMetric(Metric):
     """The metric of one matrix ``H = B^T B`` for all outputs, through the rows of B (n, k).
 
     With ``K = alpha + B diag(eta) B^T`` the C of the Hessian is ``alpha B^T K^-1 B``. The `factor`
-    of scales is the inverse of K; `H` is not built.
+    of scales is the inverse of K.
     """
 
-    B: Tensor = field(kw_only=True)
+    B: Tensor
 
-    def part(self, rows: Tensor) -> Metric:
+    def part(self, rows: Tensor) -> GramMetric:
         i = columns_of(torch.searchsorted(self.rows, rows), self.cells)
         B = self.B[:, i]
-        return Metric((B.T @ B)[None], self.means[:, i], self.alpha, rows, self.cells)
+        return GramMetric(self.means[:, i], self.alpha, rows, self.cells, (B.T @ B)[None])
 
     def apply(self, V: Tensor) -> Tensor:
         return self.B.T @ (self.B @ V)
