@@ -9,11 +9,10 @@ TEST := -m pytest -n 2
 # What is run under several kernels of OpenBLAS, and with two threads.
 NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,arrangements certify closed_form dc_step estimators \
 	exact_search fista fuzz lasso losses multi_output_refit network objective patches path \
-	path_units problem proof public_losses pursuit relu_lists robustness scales sklearn_checks slide \
-	small_programs solvers units whitening))
-WITHOUT_SEARCHES := -k "not RegressorCV and not ClassifierCV"
+	path_units problem proof public_losses pursuit relu_lists robustness scales slide small_programs \
+	solvers units whitening))
 # What takes longest there is not run under the oldest kernel.
-LONGEST := $(addprefix tests/test_,$(addsuffix .py,dc_step fuzz patches sklearn_checks small_programs))
+LONGEST := $(addprefix tests/test_,$(addsuffix .py,dc_step fuzz patches small_programs))
 THREADED := $(addprefix tests/test_,$(addsuffix .py,closed_form lasso multi_output_refit problem \
 	pursuit units))
 
@@ -33,15 +32,14 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
 
 # OpenBLAS chooses its kernel by the processor, and results differ in their last digits from one to
-# another: what computes, and scikit-learn's checks, with a kernel for AVX-512, if the processor has
-# it, and with an old one; then what is short with two threads, in one process, as threads that wait
-# for each other are very slow where processes share the cores.
+# another: what computes, but not scikit-learn's checks again, with a kernel for AVX-512, if the
+# processor has it, and with an old one; then what is short with two threads, in one process, as
+# threads that wait for each other are very slow where processes share the cores.
 test-kernels: $(VENV)/.installed-test
 	if grep -qs avx512f /proc/cpuinfo; then \
-		OPENBLAS_CORETYPE=SkylakeX OMP_NUM_THREADS=1 $(BIN)/python $(TEST) \
-			$(NUMERICAL) $(WITHOUT_SEARCHES); fi
+		OPENBLAS_CORETYPE=SkylakeX OMP_NUM_THREADS=1 $(BIN)/python $(TEST) $(NUMERICAL); fi
 	OPENBLAS_CORETYPE=Sandybridge OMP_NUM_THREADS=1 $(BIN)/python $(TEST) \
-		$(filter-out $(LONGEST),$(NUMERICAL)) $(WITHOUT_SEARCHES)
+		$(filter-out $(LONGEST),$(NUMERICAL))
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(THREADED)
 
 test-range: test-oldest test-newest

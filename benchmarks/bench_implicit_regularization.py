@@ -52,9 +52,9 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         | {"sgd": (1e-3, 0.01, 0.1), "adam": (1e-4, 1e-3, 0.01)}
         | {"truncated": (20, 40, 80, 160), "shrunk": (0.1, 1.0)},
         "conv": {"rows": 60000, "units": 256, "epochs": 40, "seeds": 3}
-        | {"patch": (6, 2), "pooling": 2}
+        | {"patch": (6, 4), "pooling": 2}
         | {"sgd": (0.03, 0.1), "adam": (3e-3, 0.01)}
-        | {"truncated": (20, 40), "shrunk": (0.5,)},
+        | {"truncated": (20, 40), "shrunk": (0.5, 1.0)},
     },
 }
 GRADIENTS = ("sgd", "adam")
