@@ -9,11 +9,18 @@ from sklearn_convexbn.fit import _progressive, _training
 from sklearn_convexbn.fit._automatic_alpha import (
     FACTOR,
     HOLDOUT_RISE,
+    MOST_OVERFIT,
+    MOST_RAISES,
     PATIENCE,
     HoldoutRise,
     first_alpha,
 )
-from sklearn_convexbn.fit._progressive import GROWTH, SMALLEST_PART, part_sizes
+from sklearn_convexbn.fit._progressive import (
+    GROWTH,
+    SMALLEST_HALF,
+    SMALLEST_PART,
+    part_sizes,
+)
 from sklearn_convexbn.program._problem import Neurons
 from sklearn_convexbn.solvers import Result
 from tests.helpers import problem_and_whitening
@@ -41,8 +48,10 @@ def of_runs(monkeypatch):
 
 
 def test_parts_grow_by_a_factor_to_half_of_the_rows_and_are_not_small():
-    assert part_sizes(N - 1) == []
+    assert part_sizes(2 * SMALLEST_HALF - 1) == []
+    assert part_sizes(2 * SMALLEST_HALF) == [SMALLEST_HALF]
     assert part_sizes(N) == [SMALLEST_PART]
+    assert part_sizes(N * GROWTH - 1) == [SMALLEST_PART * GROWTH - 1]
     assert part_sizes(N * GROWTH + 7) == [SMALLEST_PART, SMALLEST_PART * GROWTH + 3]
 
 
@@ -102,6 +111,20 @@ def test_a_raised_alpha_predicts_better():
     with pytest.warns(ConvergenceWarning):  # it takes longer
         first = ConvexBNRegressor(first_alpha(N), random_state=0, max_iter=12).fit(X, y)
     assert np.mean((model.predict(X_new) - f) ** 2) < 0.5 * np.mean((first.predict(X_new) - f) ** 2)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_wrong_labels_raise_alpha_although_the_first_network_fits_them(monkeypatch, share):
+    rng = np.random.default_rng(0)
+    X, flipped = rng.standard_normal((5000, 40)), rng.random(5000) < share
+    y = (X[:, 0] + X[:, 1] > 0) ^ flipped
+    runs = of_runs(monkeypatch)
+    model = ConvexBNClassifier(random_state=0).fit(X[:N], y[:N])
+    assert next(alpha for _, alpha, _ in runs) == first_alpha(N)
+    assert model.alpha_ == pytest.approx(first_alpha(N) * FACTOR**MOST_RAISES)
+    small = ConvexBNClassifier(first_alpha(N), random_state=0).fit(X[:N], y[:N])
+    gain = model.score(X[N:], y[N:]) - small.score(X[N:], y[N:])
+    assert gain > 0.05
 
 
 def test_a_given_alpha_ends_a_part_once_it_fits_noise(monkeypatch):
@@ -222,6 +245,32 @@ def test_the_rows_behind_a_part_are_judged_by_their_loss():
     assert [rise(result) for _ in range(8)] == [False] * 3 + [True] + [False] * 3 + [True]
     assert rise.least == 0.8
     assert rise.best is neurons
+
+
+def test_a_larger_alpha_is_tried_where_the_first_network_fits_noise_and_while_it_helps():
+    X, y = data(300)
+    problem, _ = problem_and_whitening(X, y, "squared", 0.01)
+    rise = HoldoutRise(problem.part(slice(200)), problem.part(slice(200, 300)))
+    q = np.random.default_rng(0).standard_normal((1, 9))
+    some = Neurons(q / np.linalg.norm(q), np.array([[0.3]]), np.array([0.1]))
+    none = Neurons(some.directions[:0], some.weights[:0], some.intercept)
+
+    def result(neurons):
+        certificate = problem.certificate(neurons, largest_correlation=1.0)[1]
+        return Result.of(problem, (neurons, certificate), [(0, 0, 0, 0, "")], False)
+
+    assert not rise(result(none))  # it is that of every alpha, and no best one
+    assert rise.least == np.inf
+    assert not rise.is_clearly_below(np.inf, result(none))
+
+    F = np.maximum(problem.Z @ some.directions[0], 0) * 0.3 + 0.1
+    loss = 0.5 * np.mean((F - y) ** 2)
+    for factor, clearly in ((0.99, False), (1.01, True)):
+        rise.least = factor * MOST_OVERFIT * loss
+        assert rise.is_clearly_below(np.inf, result(some)) == clearly
+    for factor, clearly in ((1.01, False), (0.99, True)):
+        rise.least = factor * (1.0 - HOLDOUT_RISE) * 0.7
+        assert rise.is_clearly_below(0.7, result(some)) == clearly
 
 
 def test_part_of_a_problem_is_the_problem_on_these_rows():

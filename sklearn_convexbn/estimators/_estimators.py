@@ -35,7 +35,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
         target of unit variance; it has no unit. Must be positive. "auto" begins at
         ``0.009 / n^(1/4)`` for a total weight n of the rows and, with the pursuit of dense
         networks, doubles up to four times where networks begin to fit noise: by their loss on
-        rows that early rounds leave out, or below 2000 rows by generalized cross-validation (for
+        rows that early rounds leave out, or below 1000 rows by generalized cross-validation (for
         "poisson" Akaike's criterion). `alpha_` is what it came to. `alpha` is what to tune first.
 
     n_components : int, float or None, default=None
@@ -88,7 +88,7 @@ class ConvexBNRegressor(RegressorMixin, NumbersMixin, BaseConvexBN):
 
     max_iter : int, default=200
         Largest number of rounds of the solver. Where the pursuit of a dense network begins on
-        parts of 2000 and more rows, or raises `alpha`, rounds there count.
+        parts of 1000 and more rows, or raises `alpha`, rounds there count.
 
     device : str or None, default=None
         Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for
@@ -289,7 +289,7 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
         Weight decay on BN scales, BN shifts and output weights, relative to a mean loss. Must
         be positive. "auto" begins at ``0.009 / n^(1/4)`` for a total weight n of the rows and, with
         the pursuit of dense networks, doubles up to four times where networks begin to fit noise:
-        by their loss on rows that early rounds leave out, or below 2000 rows by Akaike's criterion.
+        by their loss on rows that early rounds leave out, or below 1000 rows by Akaike's criterion.
         `alpha_` is what it came to. `alpha` is what to tune first.
 
     n_components : int, float or None, default=None
@@ -341,7 +341,7 @@ class ConvexBNClassifier(ClassifierMixin, LabelsMixin, BaseConvexBN):
 
     max_iter : int, default=200
         Largest number of rounds of the solver. Where the pursuit of a dense network begins on
-        parts of 2000 and more rows, or raises `alpha`, rounds there count.
+        parts of 1000 and more rows, or raises `alpha`, rounds there count.
 
     device : str or None, default=None
         Where solvers that use torch compute: None or "cpu", "cuda", "cuda:1", or "auto" for

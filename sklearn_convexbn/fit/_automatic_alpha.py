@@ -35,6 +35,9 @@ RISE, HOLDOUT_RISE = 0.25, 0.05
 #: So is the latter after so many rounds without a new least one.
 PATIENCE = 3
 
+#: Networks whose loss on other rows is above so many times their training loss fit noise.
+MOST_OVERFIT = 5.0
+
 #: Then alpha is raised by this factor, at most so many times.
 FACTOR, MOST_RAISES = 2.0, 4
 
@@ -128,8 +131,13 @@ def estimated_error(problem: Problem, result: Result, freedom: float) -> float:
     freedom : float
         Degrees of freedom of a neuron, a row.
     """
-    loss = result.certificate.primal - problem.alpha * result.neurons.mass
-    return problem.loss.estimated_error(max(loss, 0.0), freedom * len(result.neurons))
+    freedom *= len(result.neurons)
+    return problem.loss.estimated_error(max(training_loss(problem, result), 0.0), freedom)
+
+
+def training_loss(problem: Problem, result: Result) -> float:
+    """Return the mean loss of a run's network on its own rows."""
+    return result.certificate.primal - problem.alpha * result.neurons.mass
 
 
 class HoldoutRise(Rise):
@@ -148,5 +156,19 @@ class HoldoutRise(Rise):
         super().__init__(problem)
         self.others = others
 
+    def __call__(self, result: Result) -> bool:
+        # A network without neurons is that of every alpha.
+        return len(result.neurons) > 0 and super().__call__(result)
+
     def error(self, result: Result) -> float:
         return self.others.loss_of(result.neurons)
+
+    def is_clearly_below(self, before: float, result: Result) -> bool:
+        """Return whether the least error is clearly below that of a smaller alpha.
+
+        Where none was tried `before` is infinite; then, whether a larger one may be better, as the
+        last network fits noise.
+        """
+        if np.isinf(before):
+            return MOST_OVERFIT * training_loss(self.problem, result) < self.least < np.inf
+        return self.least < (1.0 - HOLDOUT_RISE) * before

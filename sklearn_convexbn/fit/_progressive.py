@@ -24,7 +24,10 @@ from sklearn_convexbn.fit._training import Prepared, Trained, TrainingSettings, 
 from sklearn_convexbn.program._problem import Neurons, Problem
 from sklearn_convexbn.solvers import Monitor
 
-#: The last part is half of the rows, each one before it this share smaller, down to so many rows.
+#: The last part is half of the rows, if these are so many, which is enough for a hold-out to tell.
+SMALLEST_HALF = 500
+
+#: Each part before it is this share smaller, down to so many rows.
 GROWTH, SMALLEST_PART = 4, 1000
 
 #: Networks of parts are judged by up to so many of the rows behind it.
@@ -84,10 +87,10 @@ def train(
 
 def part_sizes(n_rows: int) -> list[int]:
     """Return the numbers of rows of the parts before all rows, growing."""
-    sizes, size = [], n_rows // 2
-    while size >= SMALLEST_PART:
+    size = n_rows // 2
+    sizes = [size] if size >= SMALLEST_HALF else []
+    while (size := size // GROWTH) >= SMALLEST_PART:
         sizes.append(size)
-        size //= GROWTH
     return sizes[::-1]
 
 
@@ -117,8 +120,9 @@ class _Course:
         """Go on with the first rows, which are in the order of hashes, until the gap is small.
 
         Or until networks get worse on the rows behind them. With alpha="auto" larger ones are tried
-        then, and the one that was best on these rows is kept, with its network. After the `last`
-        part it stays.
+        then, and where the first network fits noise already, as long as they are clearly better;
+        the one that was best on these rows is kept, with its network. After the `last` part it
+        stays.
         """
         whole, given, rounds = self.prepared.problem, self.settings, self.rounds_left // 2
         if rounds == 0 or (self.monitor is not None and self.monitor.stopped):
@@ -131,12 +135,13 @@ class _Course:
         best, patience = (np.inf, self.neurons, self.n_raises), LOOK_AHEAD
         while True:
             rise = HoldoutRise(self._problem(whole.part(slice(size))), others)
-            self._run(rise.problem, rise)
+            trained = self._run(rise.problem, rise)
+            noisy = rise.risen or rise.is_clearly_below(best[0], trained.result)
             if rise.least < best[0]:
                 best, patience = (rise.least, rise.best, self.n_raises), LOOK_AHEAD
             else:
                 patience -= 1
-            if not (rise.risen and patience and self.rounds_left and self._raise()):
+            if not (noisy and patience and self.rounds_left and self._raise()):
                 break
         _, self.neurons, self.n_raises = best
         self.settings, self.rounds_left = given, self.rounds_left + left
