@@ -125,7 +125,8 @@ class _Course:
         stays.
         """
         whole, given, rounds = self.prepared.problem, self.settings, self.rounds_left // 2
-        if rounds == 0 or (self.monitor is not None and self.monitor.stopped):
+        # The network of a first round has no neurons.
+        if rounds < 2 or (self.monitor is not None and self.monitor.stopped):
             return
         if given.verbose:
             print(f"On {size} of {len(whole.Y)} rows:")
