@@ -35,13 +35,14 @@ BUNDLED = ("diabetes", "breast_cancer", "wine", "digits")
 LEAKING_COLUMNS = {"bike": [15, 16]}  # they add up to exp(target), see the data's README
 #: This package: besides alpha its cross-validated estimators choose shrinkage or n_components.
 OURS = ("ours", "ours_components")
-#: Its networks of two hidden layers, which choose alpha.
+#: Its networks of two hidden layers, which choose alpha and the number of inner units.
 PATH_NET = "path_net"
 OWN = (*OURS, PATH_NET)
 RANKED = ("svm", "forest", "hgb", "mlp")
 PEERS = (*RANKED, "mlp_one_layer")
 MODELS = (*PEERS, *OWN)  # in the order they are run
 N_FOLDS = 3
+PATIENCE = 2  # alphas after which a path of path networks in a fold ends, where scores get worse
 Grid = dict[str, list[Any]]
 WORST = 1.5  # errors of default fits are not to be above this times the best constant's
 
@@ -149,7 +150,7 @@ def make_model(name: str, classes: bool, **parameters: Any) -> Any:
 
 
 def make_grid(name: str, n_features: int) -> Grid:
-    """Return the candidates of a model: 12, or 18 and 5 along paths of ours."""
+    """Return the candidates of a model: 12, or 18 along paths of networks of one hidden layer."""
     alphas = [float(f"{a:.3g}") for a in np.logspace(-1, -3.5, 6)]
     gammas = [float(f"{g / n_features:.3g}") for g in (0.1, 0.3, 1, 3)]
     leaves = {"max_leaf_nodes": [7, 31], "min_samples_leaf": [5, 20]}
@@ -158,7 +159,7 @@ def make_grid(name: str, n_features: int) -> Grid:
     grids: dict[str, Grid] = {
         "ours": {"alphas": alphas, "shrinkage": [0.01, 0.1, 0.5]},
         "ours_components": {"alphas": alphas, "n_components": [None, 0.99, 0.9]},
-        PATH_NET: {"alphas": [0.01, 0.003, 0.001, 0.0003, 0.0001]},
+        PATH_NET: {"alphas": [0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001], "inner_width": [0, 4]},
         "svm": {"C": [1, 20, 400], "gamma": gammas},
         "forest": {"max_features": ["sqrt", 0.33, 0.67, 1.0], "min_samples_leaf": [1, 3, 10]},
         "hgb": {"learning_rate": [0.03, 0.1, 0.3], **leaves},
@@ -197,8 +198,10 @@ def tune_along_paths(name: str, data: Split, grid: Grid, folds: Any) -> Cell:
 
     The rows are scaled once, by all training rows.
     """
-    search = own_path_search if name == PATH_NET else own_search
-    model = search(data.classes, **grid, cv=folds)
+    if name == PATH_NET:
+        model = own_path_search(data.classes, **grid, cv=folds, patience=PATIENCE)
+    else:
+        model = own_search(data.classes, **grid, cv=folds)
     pipeline = make_pipeline(StandardScaler(), model)
     searched = timed(pipeline.fit, data.X, data.y)
     chosen = {"alpha": model.alpha_} | {
@@ -206,11 +209,7 @@ def tune_along_paths(name: str, data: Split, grid: Grid, folds: Any) -> Cell:
     }
     alone = make_model(name, data.classes, **chosen)
     refitted = timed(alone.fit, data.X, data.y)
-    table = model.scores_ if data.classes else model.mse_path_  # (settings,) alphas, folds
-    scores = table.reshape(-1, len(model.alphas_), N_FOLDS)[
-        np.atleast_1d(model.best_index_)[0] if table.ndim > 2 else 0,
-        list(model.alphas_).index(model.alpha_),
-    ]
+    scores = (model.scores_ if data.classes else model.mse_path_)[model.best_index_]
     cv_error = 1.0 - scores.mean() if data.classes else np.sqrt(scores).mean() / data.y.std()
     return {
         "cv_error": float(cv_error),

@@ -148,7 +148,7 @@ def test_a_hook_stops_a_path_on_its_way_with_the_network_of_that_alpha(diabetes)
     model.fit(*diabetes)
     names = names_of(recorder.events)
     assert names[:3] == ["fit", "cross-validation", "refit"]
-    assert names.count("alpha") == model.best_index_ + 1
+    assert names.count("alpha") == model.best_index_[1] + 1
 
 
 def test_a_hook_stops_the_way_down_to_an_automatic_alpha(diabetes):

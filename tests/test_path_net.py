@@ -18,6 +18,7 @@ from sklearn_convexbn import (
     PathNetClassifierCV,
     PathNetRegressor,
     PathNetRegressorCV,
+    RegularizationPathDisplay,
 )
 from sklearn_convexbn.fit import _path_training
 from sklearn_convexbn.fit._path_training import alphas_down_to
@@ -29,7 +30,7 @@ ESTIMATORS = [
     PathNetClassifier(alpha=0.1),
     PathNetClassifier(alpha=0.1, loss="squared_error", class_weight="balanced"),
     PathNetRegressorCV([0.3, 0.1], cv=2),
-    PathNetClassifierCV([0.3, 0.1], cv=2),
+    PathNetClassifierCV([0.3, 0.1], inner_width=[0, 2], cv=2),
 ]
 
 
@@ -319,13 +320,55 @@ def test_cross_validation_follows_the_path_and_chooses_the_best(friedman):
     X, y = friedman
     model = PathNetRegressorCV(3, eps=0.1, cv=3, random_state=0).fit(X, y)
     np.testing.assert_allclose(model.alphas_, 0.01 * np.geomspace(1, 0.1, 3))
-    assert model.mse_path_.shape == (3, 3)
-    assert model.best_index_ == model.mse_path_.mean(axis=1).argmin()
-    assert model.alpha_ == model.alphas_[model.best_index_]
+    assert model.mse_path_.shape == (1, 3, 3)
+    assert model.best_index_ == (0, model.mse_path_[0].mean(axis=1).argmin())
+    assert model.alpha_ == model.alphas_[model.best_index_[1]]
+    assert model.inner_width_ == 4
     plain = PathNetRegressor(model.alpha_, random_state=0).fit(X, y)
     assert model.objective_ == pytest.approx(plain.objective_, rel=model.tol)
     again = PathNetRegressorCV(3, eps=0.1, cv=3, random_state=0).fit(X, y)
     np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_cross_validation_chooses_the_number_of_inner_units_too(friedman):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    X, y = friedman
+    settings = {"alphas": 2, "eps": 0.1, "cv": 3, "random_state": 0}
+    model = PathNetRegressorCV(inner_width=[0, 4], **settings).fit(X, y)
+    alone = [PathNetRegressorCV(inner_width=h, **settings).fit(X, y) for h in (0, 4)]
+    assert model.inner_width_grid_ == [0, 4]
+    for name in ("mse_path_", "n_neurons_path_", "objective_path_"):
+        expected = [getattr(each, name)[0] for each in alone]
+        np.testing.assert_array_equal(getattr(model, name), expected)
+    means = model.mse_path_.mean(axis=2)
+    assert model.best_index_ == np.unravel_index(means.argmin(), means.shape)
+    assert model.inner_width_ == [0, 4][model.best_index_[0]]
+    assert len(model.paths_["inner"]) == model.inner_width_
+    np.testing.assert_array_equal(model.predict(X), alone[model.best_index_[0]].predict(X))
+    display = RegularizationPathDisplay.from_estimator(model)
+    np.testing.assert_allclose(display.lines_[0][1].get_ydata(), means[1])
+    labels = [text.get_text() for text in display.axes_[1].get_legend().get_texts()]
+    assert labels == ["0 inner units", "4 inner units", "chosen"]
+    pyplot.close("all")
+    for bad in ([], [0, -1], ["four"]):
+        with pytest.raises(ValueError, match="inner_width"):
+            PathNetRegressorCV(inner_width=bad).fit(X, y)
+
+
+def test_cross_validated_paths_end_early_once_scores_have_turned(friedman):
+    X, y = friedman
+    y = np.random.default_rng(0).permutation(y)  # nothing to learn
+    settings = {"alphas": 4, "eps": 0.01, "cv": 3, "random_state": 0}
+    whole = PathNetRegressorCV(**settings).fit(X, y)
+    short = PathNetRegressorCV(patience=1, **settings).fit(X, y)
+    left_out = np.isnan(short.mse_path_)
+    turned = np.diff(whole.mse_path_, axis=1) >= 0.0
+    expected = np.cumsum(turned, axis=1)[:, :-1] > 0  # all behind the first that is no better
+    assert expected.any()
+    np.testing.assert_array_equal(left_out[:, 2:], expected)
+    assert not left_out[:, :2].any()
+    assert (short.n_neurons_path_[left_out] == -1).all()
+    np.testing.assert_array_equal(short.mse_path_[~left_out], whole.mse_path_[~left_out])
 
 
 def test_cross_validated_classifier_scores_by_what_is_asked_for():

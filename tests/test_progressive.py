@@ -261,16 +261,16 @@ def test_a_larger_alpha_is_tried_where_the_first_network_fits_noise_and_while_it
 
     assert not rise(result(none))  # it is that of every alpha, and no best one
     assert rise.least == np.inf
-    assert not rise.is_clearly_below(np.inf, result(none))
+    assert not rise.overfits(result(none))
 
     error = np.maximum(problem.Z @ some.directions[0], 0) * 0.3 - y
     loss = 0.5 * np.var(error)
     for factor, clearly in ((0.99, False), (1.01, True)):
         rise.least = factor * MOST_OVERFIT * loss
-        assert rise.is_clearly_below(np.inf, result(some)) == clearly
+        assert rise.overfits(result(some)) == clearly
     for factor, clearly in ((1.01, False), (0.99, True)):
         rise.least = factor * (1.0 - HOLDOUT_RISE) * 0.7
-        assert rise.is_clearly_below(0.7, result(some)) == clearly
+        assert rise.is_clearly_below(0.7) == clearly
 
 
 def test_part_of_a_problem_is_the_problem_on_these_rows():

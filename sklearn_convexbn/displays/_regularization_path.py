@@ -22,7 +22,7 @@ from sklearn_convexbn.displays._drawing import (
 
 
 class RegularizationPathDisplay:
-    """Score, neurons and objective along alpha, one line for each `n_components` tried.
+    """Score, neurons and objective along alpha, one line for each setting tried.
 
     Means over the folds; the score has a band of one standard error to both sides and the chosen
     model is marked. It is recommended to use :meth:`from_estimator`. All parameters are stored
@@ -45,6 +45,8 @@ class RegularizationPathDisplay:
         Name of the scores, for the axis.
     shrinkage_grid : sequence of float or str, default=None
         Setting of `shrinkage` of each line, which names it where there are several.
+    inner_width_grid : sequence of int, default=None
+        Of path networks, setting of `inner_width` of each line, in place of `n_components_grid`.
 
     Attributes
     ----------
@@ -52,7 +54,7 @@ class RegularizationPathDisplay:
         Axes with score, neurons and objective.
     figure_ : matplotlib Figure
     lines_ : list of three lists of matplotlib Line2D
-        For each of the axes, one line for each entry of `n_components_grid`.
+        For each of the axes, one line for each setting.
     bands_ : list of matplotlib FillBetweenPolyCollection
         Standard errors of the scores; empty for a single fold.
     chosen_ : list of matplotlib Line2D
@@ -78,7 +80,7 @@ class RegularizationPathDisplay:
     'all directions'
     """
 
-    _suited = "ConvexBNRegressorCV or ConvexBNClassifierCV"
+    _suited = "estimator whose name ends in CV"
 
     def __init__(
         self,
@@ -91,8 +93,10 @@ class RegularizationPathDisplay:
         best_index: tuple[int, int] | None = None,
         score_name: str = "score",
         shrinkage_grid: Sequence[float | str] | None = None,
+        inner_width_grid: Sequence[int] | None = None,
     ) -> None:
         self.alphas = np.asarray(alphas, dtype=float)
+        self.inner_width_grid = None if inner_width_grid is None else list(inner_width_grid)
         self.n_components_grid = list(n_components_grid)
         self.shrinkage_grid = None if shrinkage_grid is None else list(shrinkage_grid)
         if self.shrinkage_grid is not None and len(self.shrinkage_grid) != len(
@@ -106,7 +110,7 @@ class RegularizationPathDisplay:
             raise ValueError(
                 f"alphas must be a non-empty list of positive numbers, got {alphas!r}."
             )
-        shape = (len(self.n_components_grid), len(self.alphas))
+        shape = (len(self._settings()), len(self.alphas))
         self.scores = _path("scores", scores, shape)
         self.n_neurons = _path("n_neurons", n_neurons, shape)
         self.objective = _path("objective", objective, shape)
@@ -132,8 +136,8 @@ class RegularizationPathDisplay:
         Parameters
         ----------
         estimator : estimator or Pipeline
-            A fitted ConvexBNRegressorCV or ConvexBNClassifierCV, or a fitted pipeline that ends
-            in one.
+            A fitted cross-validated estimator of this package, such as ConvexBNRegressorCV or
+            PathNetClassifierCV, or a fitted pipeline that ends in one.
         score_name : str, default=None
             Name of the scores. None takes "mean squared error" for a regressor, and what
             `scoring` says for a classifier.
@@ -168,10 +172,11 @@ class RegularizationPathDisplay:
             scores=model.scores_ if errors is None else errors,
             n_neurons=model.n_neurons_path_,
             objective=model.objective_path_,
-            n_components_grid=model.n_components_grid_,
+            n_components_grid=getattr(model, "n_components_grid_", (None,)),
             best_index=model.best_index_,
             score_name=_score_name(model) if score_name is None else score_name,
             shrinkage_grid=getattr(model, "shrinkage_grid_", None),
+            inner_width_grid=getattr(model, "inner_width_grid_", None),
         )
         return display.plot(ax, line_kw=line_kw)
 
@@ -286,6 +291,8 @@ class RegularizationPathDisplay:
 
     def _settings(self) -> list[str]:
         """Return the settings of the lines in words."""
+        if self.inner_width_grid is not None:
+            return [f"{h} inner units" for h in self.inner_width_grid]
         names = [_setting(k) for k in self.n_components_grid]
         if self.shrinkage_grid is None or len(set(self.shrinkage_grid)) == 1:
             return names
@@ -297,7 +304,7 @@ class RegularizationPathDisplay:
         """Return one colour for each setting; a sequence of shades where they are many."""
         from matplotlib import colormaps
 
-        count = len(self.n_components_grid)
+        count = len(self._settings())
         return [colormaps["viridis"](t) for t in np.linspace(0.0, 0.9, count)]
 
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
+from itertools import product
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -22,7 +23,9 @@ from sklearn_convexbn.estimators._path import ALPHA_CONSTRAINTS, alpha_grid, che
 from sklearn_convexbn.fit._callbacks import FitHooks
 from sklearn_convexbn.support._arrays import on_cpu
 from sklearn_convexbn.support._compat import (
+    Interval,
     StrOptions,
+    check_arguments,
     parameters_of_rows,
     routed_parameters,
     weighted_scorer,
@@ -60,6 +63,7 @@ class BaseCV(BaseNetwork):
 
     alphas: int | Any
     eps: float
+    patience: int | None
     cv: Any
     n_jobs: int | None
 
@@ -69,12 +73,15 @@ class BaseCV(BaseNetwork):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ALPHA_CONSTRAINTS,
+        "patience": [Interval(Integral, 1, None, closed="left"), None],
         "cv": ["cv_object"],
         "n_jobs": [Integral, None],
     }
 
     #: The estimator without cross-validation.
     _plain: ClassVar[type[BaseNetwork]]
+    #: Parameters that may be lists to choose from, and what each value may be.
+    _grid_constraints: ClassVar[dict[str, list[Any]]]
     #: Name of the attribute that holds the scores, and whether the larger are the better.
     _scores_name: ClassVar[str]
     _sign: ClassVar[float]
@@ -88,24 +95,36 @@ class BaseCV(BaseNetwork):
         """Return the settings of fits to try, for parameters that all of them have."""
 
     @abstractmethod
-    def _publish(self, tables: dict[str, np.ndarray], row: int, column: int) -> None:
-        """Publish the paths' columns, each (n_settings, n_alphas, n_folds), and what was chosen."""
-
-    @abstractmethod
     def _largest_alpha(self, data: TrainingData, settings: list[Any]) -> float:
         """Return the alpha that a grid begins with."""
 
     def _shared(self, data: TrainingData, settings: list[Any]) -> Any:
         """Return what paths of all settings on the same rows have in common, found once."""
 
-    @property
-    def _patience(self) -> int | None:
-        """Number of alphas after which a path in a fold ends early; None for no such end."""
-        return None
-
     def _column(self, means: np.ndarray, scores: np.ndarray, best: int) -> int:
         """Return the alpha to take for means (n_alphas,) of scores (n_alphas, n_folds)."""
         return best
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._grid()
+
+    def _grid(self) -> list[dict[str, Any]]:
+        """Return the combinations to try of the parameters that may be lists."""
+        listed = {name: self._listed(name) for name in self._grid_constraints}
+        return [dict(zip(listed, values, strict=True)) for values in product(*listed.values())]
+
+    def _listed(self, name: str) -> list[Any]:
+        """Return the values to try of a parameter that is one or a list."""
+        given: Any = getattr(self, name)
+        values = [given] if given is None or np.ndim(given) == 0 else list(given)
+        if not values:
+            raise ValueError(f"{name} is an empty list: there is nothing to choose from.")
+        for value in values:
+            check_arguments(
+                type(self).__name__, {name: value}, {name: self._grid_constraints[name]}
+            )
+        return values
 
     def _search(self, X: Any, y: Any, sample_weight: Any, params: dict[str, Any]) -> Self:
         """Choose by cross-validation and train on all rows."""
@@ -158,7 +177,7 @@ class BaseCV(BaseNetwork):
         """Yield the paths to train, fold by fold."""
         X, y, weights = rows
         model = self._model()
-        course = _Course(model, alphas, self._scorer(model), self._sign, self._patience)
+        course = _Course(model, alphas, self._scorer(model), self._sign, self.patience)
         for fold in folds:
             train, test = fold.train, fold.test
             data = model._training_data(X[train], y[train], weights[train], ALL_HERE)
@@ -198,6 +217,14 @@ class BaseCV(BaseNetwork):
         self.alphas_, self.alpha_ = alphas, float(alphas[column])
         self._publish(tables, row, column)
         return row
+
+    def _publish(self, tables: dict[str, np.ndarray], row: int, column: int) -> None:
+        """Publish the paths' columns, each (n_grid, n_alphas, n_folds), and what was chosen."""
+        setattr(self, self._scores_name, tables["scores"])
+        self.n_neurons_path_, self.objective_path_ = tables["n_neurons"], tables["objectives"]
+        for name in self._grid_constraints:
+            setattr(self, f"{name}_grid_", [each[name] for each in self._grid()])
+        self.best_index_ = row, column
 
     def _final(self, settings: Any) -> Any:
         """Return the settings of the last fit, for those of the setting chosen."""

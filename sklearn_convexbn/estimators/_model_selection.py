@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
-from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, Self
+from numbers import Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -24,17 +23,9 @@ from sklearn_convexbn.losses._base import Loss
 from sklearn_convexbn.support._compat import (
     Interval,
     StrOptions,
-    check_arguments,
     with_callbacks,
 )
 from sklearn_convexbn.support._warnings import warn_caller
-
-
-class _Setting(NamedTuple):
-    """What one path of alphas has of its own."""
-
-    n_components: int | float | None
-    shrinkage: float | str
 
 
 class BaseConvexBNCV(BaseCV, BaseConvexBN):
@@ -45,45 +36,22 @@ class BaseConvexBNCV(BaseCV, BaseConvexBN):
     n_components: int | float | list[Any] | None  # type: ignore[assignment]
     shrinkage: float | str | list[Any]  # type: ignore[assignment]
     fold_tol: float
-    patience: int | None
     selection: str
 
+    _grid_constraints: ClassVar[dict[str, list[Any]]] = {
+        name: FIT_CONSTRAINTS[name] for name in ("n_components", "shrinkage")
+    }
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **{name: FIT_CONSTRAINTS[name] for name in FIT_CONSTRAINTS if name != "alpha"},
         **BaseCV._parameter_constraints,
-        "n_components": [*FIT_CONSTRAINTS["n_components"], "array-like"],
-        "shrinkage": [*FIT_CONSTRAINTS["shrinkage"], "array-like"],
+        **{name: [*allowed, "array-like"] for name, allowed in _grid_constraints.items()},
         "fold_tol": [Interval(Real, 0, None, closed="left")],
-        "patience": [Interval(Integral, 1, None, closed="left"), None],
         "selection": [StrOptions({"best", "one_standard_error"})],
     }
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        self._grid()
-
-    def _grid(self) -> list[_Setting]:
-        """Return the settings of n_components and shrinkage to try."""
-        return [_Setting(*each) for each in product(*map(self._listed, _Setting._fields))]
-
-    def _listed(self, name: str) -> list[Any]:
-        """Return the values to try of a parameter that is one or a list."""
-        given: Any = getattr(self, name)
-        values = [given] if given is None or np.ndim(given) == 0 else list(given)
-        if not values:
-            raise ValueError(f"{name} is an empty list: there is nothing to choose from.")
-        for value in values:
-            allowed = {name: FIT_CONSTRAINTS[name]}
-            check_arguments(type(self).__name__, {name: value}, allowed)
-        return values
-
-    @property
-    def _patience(self) -> int | None:
-        return self.patience
-
     def _settings(self, values: dict[str, Any]) -> list[TrainingSettings]:
         values = {**values, "alpha": 1.0, "tol": max(self.tol, self.fold_tol)}
-        return [TrainingSettings.of({**values, **each._asdict()}) for each in self._grid()]
+        return [TrainingSettings.of({**values, **each}) for each in self._grid()]
 
     def _shared(self, data: TrainingData, settings: list[TrainingSettings]) -> Decomposition:
         return decomposed(data, settings)
@@ -98,14 +66,6 @@ class BaseConvexBNCV(BaseCV, BaseConvexBN):
             return best
         error = scores[best].std(ddof=1) / np.sqrt(n_folds)
         return int(np.flatnonzero(means >= means[best] - error)[0])
-
-    def _publish(self, tables: dict[str, np.ndarray], row: int, column: int) -> None:
-        grid = self._grid()
-        setattr(self, self._scores_name, tables["scores"])
-        self.n_neurons_path_, self.objective_path_ = tables["n_neurons"], tables["objectives"]
-        self.n_components_grid_ = [each.n_components for each in grid]
-        self.shrinkage_grid_ = [each.shrinkage for each in grid]
-        self.best_index_ = row, column
 
     def _choose(self, paths: list[Any], *args: Any) -> int:
         row = super()._choose(paths, *args)

@@ -1,4 +1,4 @@
-"""Path networks with alpha chosen by cross-validation along the path that a fit follows anyway."""
+"""Path networks with alpha chosen by cross-validation, along the path that fits follow anyway."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from sklearn_convexbn.support._compat import with_callbacks
 
 
 class BasePathNetCV(BaseCV, BasePathNet):
-    """The choice of alpha that both cross-validated path networks share."""
+    """The choice of alpha and inner_width that both cross-validated path networks share."""
 
+    inner_width: int | list[int]  # type: ignore[assignment]
+
+    _grid_constraints: ClassVar[dict[str, list[Any]]] = {
+        "inner_width": BasePathNet._parameter_constraints["inner_width"]
+    }
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **{
             name: allowed
@@ -27,29 +32,31 @@ class BasePathNetCV(BaseCV, BasePathNet):
             if name not in ("alpha", "warm_start")
         },
         **BaseCV._parameter_constraints,
+        **{name: [*allowed, "array-like"] for name, allowed in _grid_constraints.items()},
     }
 
     def _settings(self, values: dict[str, Any]) -> list[PathSettings]:
-        return [PathSettings.of(values)]
+        return [PathSettings.of({**values, **each}) for each in self._grid()]
 
     def _largest_alpha(self, data: TrainingData, settings: list[PathSettings]) -> float:
         return FIRST_ALPHA
 
     def _publish(self, tables: dict[str, np.ndarray], row: int, column: int) -> None:
-        setattr(self, self._scores_name, tables["scores"][row])
-        self.best_index_ = column
+        super()._publish(tables, row, column)
+        self.inner_width_ = self.inner_width_grid_[row]
 
     _is_automatic = False
 
     def _alphas(self, data: TrainingData) -> np.ndarray:
-        return self.alphas_[: self.best_index_ + 1]
+        return self.alphas_[: self.best_index_[1] + 1]
 
 
 class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
-    """Path networks for regression, with alpha chosen by cross-validation along a path.
+    """Path networks for regression, with alpha and width chosen by cross-validation.
 
-    In each fold networks are trained along descending alphas, each from the one before, and
-    scored on the rows left out. The path is then followed on all rows down to the best alpha.
+    In each fold, and for each `inner_width`, networks are trained along descending alphas, each
+    from the one before, and scored on the rows left out. The path of the best `inner_width` is
+    then followed on all rows down to the best alpha.
 
     Parameters
     ----------
@@ -60,8 +67,9 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
     eps : float, default=1e-2
         Smallest alpha divided by the largest, where `alphas` is a number.
 
-    inner_width : int, default=4
-        As in :class:`PathNetRegressor`, like the parameters below that say no more.
+    inner_width : int or list of int, default=4
+        Numbers of inner units to choose from, each as in :class:`PathNetRegressor`, like the
+        parameters below that say no more.
 
     norm : {"l1", "l2"}, default="l1"
         Norm of the paths.
@@ -78,6 +86,11 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
     max_iter : int, default=50
         Largest number of rounds of the last fit; those in the folds, and those at larger alphas,
         have five at most.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
 
     cv : int, cross-validation generator or iterable, default=None
         Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
@@ -103,10 +116,18 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         The alpha chosen.
     alphas_ : ndarray of shape (n_alphas,)
         The alphas tried, descending.
-    mse_path_ : ndarray of shape (n_alphas, n_folds)
+    inner_width_ : int
+        The number of inner units chosen.
+    inner_width_grid_ : list of int
+        Those tried.
+    mse_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
         Mean squared errors on the test rows (weighted), in squared units of y.
-    best_index_ : int
-        Position of `alpha_` in `alphas_`; of equal scores the first.
+    n_neurons_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Numbers of sub-networks, -1 where a path ended before.
+    objective_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Objectives on the training rows, in squared units of y.
+    best_index_ : tuple of two int
+        Positions of `inner_width_` and `alpha_` among those tried; of equal scores the first.
     coefs_, feature_weights_, certificate_, and the others of PathNetRegressor
         Of the final network.
 
@@ -121,7 +142,7 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
     >>> X, y = load_diabetes(return_X_y=True)
     >>> model = PathNetRegressorCV([0.3, 0.1], cv=3, random_state=0).fit(X, y)
     >>> model.mse_path_.shape
-    (2, 3)
+    (1, 2, 3)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -134,12 +155,13 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         alphas: int | Any = 5,
         *,
         eps: float = 1e-2,
-        inner_width: int = 4,
+        inner_width: int | list[int] = 4,
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
         tol: float = 0.2,
         max_iter: int = 50,
+        patience: int | None = None,
         cv: Any = None,
         n_jobs: int | None = None,
         device: str | None = None,
@@ -155,6 +177,7 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
+        self.patience = patience
         self.cv = cv
         self.n_jobs = n_jobs
         self.device = device
@@ -166,7 +189,7 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
-        """Choose alpha and train the network.
+        """Choose alpha and the number of inner units, and train the network.
 
         Parameters
         ----------
@@ -193,10 +216,11 @@ class PathNetRegressorCV(NumbersCV, BasePathNetCV, PathNetRegressor):
 
 
 class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
-    """Path networks for classification, with alpha chosen by cross-validation along a path.
+    """Path networks for classification, with alpha and width chosen by cross-validation.
 
-    In each fold networks are trained along descending alphas, each from the one before, and
-    scored on the rows left out. The path is then followed on all rows down to the best alpha.
+    In each fold, and for each `inner_width`, networks are trained along descending alphas, each
+    from the one before, and scored on the rows left out. The path of the best `inner_width` is
+    then followed on all rows down to the best alpha.
 
     Parameters
     ----------
@@ -207,8 +231,9 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
     eps : float, default=1e-2
         Smallest alpha divided by the largest, where `alphas` is a number.
 
-    inner_width : int, default=4
-        As in :class:`PathNetClassifier`, like the parameters below that say no more.
+    inner_width : int or list of int, default=4
+        Numbers of inner units to choose from, each as in :class:`PathNetClassifier`, like the
+        parameters below that say no more.
 
     norm : {"l1", "l2"}, default="l1"
         Norm of the paths.
@@ -225,6 +250,11 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
     max_iter : int, default=50
         Largest number of rounds of the last fit; those in the folds, and those at larger alphas,
         have five at most.
+
+    patience : int or None, default=None
+        Number of alphas after which a path in a fold ends early: so many in succession have scored
+        below its best, none better than the one before. What is left out has NaN for scores and is
+        not chosen. None follows every path to its end.
 
     cv : int, cross-validation generator or iterable, default=None
         Folds, as in :func:`~sklearn.model_selection.check_cv`, None for five.
@@ -256,10 +286,18 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
         The alpha chosen.
     alphas_ : ndarray of shape (n_alphas,)
         The alphas tried, descending.
-    scores_ : ndarray of shape (n_alphas, n_folds)
+    inner_width_ : int
+        The number of inner units chosen.
+    inner_width_grid_ : list of int
+        Those tried.
+    scores_ : ndarray of shape (n_grid, n_alphas, n_folds)
         Scores on the test rows.
-    best_index_ : int
-        Position of `alpha_` in `alphas_`; of equal scores the first.
+    n_neurons_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Numbers of sub-networks, -1 where a path ended before.
+    objective_path_ : ndarray of shape (n_grid, n_alphas, n_folds)
+        Objectives on the training rows.
+    best_index_ : tuple of two int
+        Positions of `inner_width_` and `alpha_` among those tried; of equal scores the first.
     coefs_, feature_weights_, certificate_, and the others of PathNetClassifier
         Of the final network.
 
@@ -274,7 +312,7 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> model = PathNetClassifierCV([0.1, 0.03], cv=3, random_state=0).fit(X, y)
     >>> model.scores_.shape
-    (2, 3)
+    (1, 2, 3)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -288,12 +326,13 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
         alphas: int | Any = 5,
         *,
         eps: float = 1e-2,
-        inner_width: int = 4,
+        inner_width: int | list[int] = 4,
         norm: str = "l1",
         solver: str | solvers.Solver = "auto",
         fit_intercept: bool = True,
         tol: float = 0.2,
         max_iter: int = 50,
+        patience: int | None = None,
         cv: Any = None,
         scoring: str | Callable[..., float] | None = None,
         n_jobs: int | None = None,
@@ -311,6 +350,7 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
+        self.patience = patience
         self.cv = cv
         self.n_jobs = n_jobs
         self.device = device
@@ -324,7 +364,7 @@ class PathNetClassifierCV(LabelsCV, BasePathNetCV, PathNetClassifier):
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, **params: Any) -> Self:
-        """Choose alpha and train the network.
+        """Choose alpha and the number of inner units, and train the network.
 
         Parameters
         ----------

@@ -163,12 +163,10 @@ class HoldoutRise(Rise):
     def error(self, result: Result) -> float:
         return self.others.loss_of(result.neurons)
 
-    def is_clearly_below(self, before: float, result: Result) -> bool:
-        """Return whether the least error is clearly below that of a smaller alpha.
+    def overfits(self, result: Result) -> bool:
+        """Return whether the loss on the other rows is far above a network's training loss."""
+        return MOST_OVERFIT * training_loss(self.problem, result) < self.least < np.inf
 
-        Where none was tried `before` is infinite; then, whether a larger one may be better, as the
-        last network fits noise.
-        """
-        if np.isinf(before):
-            return MOST_OVERFIT * training_loss(self.problem, result) < self.least < np.inf
+    def is_clearly_below(self, before: float) -> bool:
+        """Return whether the least error is clearly below that of a smaller alpha."""
         return self.least < (1.0 - HOLDOUT_RISE) * before

@@ -137,12 +137,16 @@ class _Course:
         while True:
             rise = HoldoutRise(self._problem(whole.part(slice(size))), others)
             trained = self._run(rise.problem, rise)
-            noisy = rise.risen or rise.is_clearly_below(best[0], trained.result)
+            if np.isinf(best[0]):  # none has been judged
+                promising = rise.overfits(trained.result)
+            else:
+                promising = rise.is_clearly_below(best[0])
+            promising |= rise.risen
             if rise.least < best[0]:
                 best, patience = (rise.least, rise.best, self.n_raises), LOOK_AHEAD
             else:
                 patience -= 1
-            if not (noisy and patience and self.rounds_left and self._raise()):
+            if not (promising and patience and self.rounds_left and self._raise()):
                 break
         _, self.neurons, self.n_raises = best
         self.settings, self.rounds_left = given, self.rounds_left + left
