@@ -244,10 +244,11 @@ class Study(Benchmark):
 
     def draw(self, cells: list[Cell]) -> None:
         labels, folder = ("k", "test accuracy, %"), self.options.figures
-        panels(cells, labels, draw_accuracies, folder / "implicit_accuracy.png")
+        end = "" if self.options.size == "small" else f"_{self.options.size}"
+        panels(cells, labels, draw_accuracies, folder / f"implicit_accuracy{end}.png")
         if all("energy" in cell for cell in cells):  # earlier runs did not keep it in their cells
             labels = "singular directions, the largest first", "share of the energy"
-            panels(cells, labels, draw_energies, folder / "implicit_energy.png")
+            panels(cells, labels, draw_energies, folder / f"implicit_energy{end}.png")
 
 
 def panels(cells: list[Cell], labels: tuple[str, str], draw: Any, path: Path) -> None:
@@ -273,7 +274,7 @@ def panels(cells: list[Cell], labels: tuple[str, str], draw: Any, path: Path) ->
         draw(axis, group)
         handles, labels_here = axis.get_legend_handles_labels()
         names |= dict(zip(labels_here, handles, strict=True))
-    figure.tight_layout(rect=(0, 0.24 / len(axes), 1, 1))
+    figure.tight_layout(rect=(0, 0.18 / len(axes), 1, 1))
     figure.legend(names.values(), names.keys(), loc="lower center", ncols=5, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -318,6 +318,19 @@ def test_path_marks_the_chosen_model():
     assert display.axes_[0].get_title() == "chosen: alpha = 0.0056, 95 % of variance"
 
 
+def test_path_draws_nothing_where_a_fold_has_ended_before():
+    m = PathRegressor().fit()
+    m.objective_path_[:, :, :] *= np.geomspace(1e3, 1, 5)[:, None]
+    m.mse_path_[0, 3:, 1] = m.objective_path_[0, 3:, 1] = np.nan
+    m.n_neurons_path_[0, 3:, 1] = -1
+    display = RegularizationPathDisplay.from_estimator(m)
+    for lines in display.lines_:
+        drawn = [np.isfinite(line.get_ydata()).sum() for line in lines]
+        assert drawn == [3, 5, 5]
+    assert [axes.get_yscale() for axes in display.axes_] == ["linear", "linear", "log"]
+    display.figure_.canvas.draw()
+
+
 def test_path_band_is_one_standard_error():
     scores = np.array([[[1.0, 2.0, 3.0], [2.0, 2.0, 5.0]]])
     display = RegularizationPathDisplay(

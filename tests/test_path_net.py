@@ -334,9 +334,10 @@ def test_cross_validation_chooses_the_number_of_inner_units_too(friedman):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     X, y = friedman
     settings = {"alphas": 2, "eps": 0.1, "cv": 3, "random_state": 0}
-    model = PathNetRegressorCV(inner_width=[0, 4], **settings).fit(X, y)
+    model = PathNetRegressorCV(inner_width=np.array([0, 4]), **settings).fit(X, y)
     alone = [PathNetRegressorCV(inner_width=h, **settings).fit(X, y) for h in (0, 4)]
     assert model.inner_width_grid_ == [0, 4]
+    assert type(model.inner_width_) is int
     for name in ("mse_path_", "n_neurons_path_", "objective_path_"):
         expected = [getattr(each, name)[0] for each in alone]
         np.testing.assert_array_equal(getattr(model, name), expected)

@@ -75,8 +75,8 @@ def merged_style(defaults: dict[str, Any], own: dict[str, Any] | None) -> dict[s
 
 
 def spans_decades(values: np.ndarray) -> bool:
-    """Return whether positive values span orders of magnitude, so that a log axis is better."""
-    return bool(values.min() > 0 and values.max() > LOG_FACTOR * values.min())
+    """Return whether positive values, NaN aside, span orders of magnitude, so that a log axis is better."""
+    return bool(np.nanmin(values) > 0 and np.nanmax(values) > LOG_FACTOR * np.nanmin(values))
 
 
 def integer_ticks(axis: Any, values: np.ndarray) -> None:

@@ -35,6 +35,8 @@ class RegularizationPathDisplay:
     scores : array-like of shape (n_grid, n_alphas, n_folds)
         Test scores, or errors.
     n_neurons : array-like of shape (n_grid, n_alphas, n_folds)
+        Negative, as scores and objectives are NaN, where a path has ended before; nothing is drawn
+        there.
     objective : array-like of shape (n_grid, n_alphas, n_folds)
         Training objective.
     n_components_grid : sequence of int, float or None, default=(None,)
@@ -112,7 +114,8 @@ class RegularizationPathDisplay:
             )
         shape = (len(self._settings()), len(self.alphas))
         self.scores = _path("scores", scores, shape)
-        self.n_neurons = _path("n_neurons", n_neurons, shape)
+        neurons = _path("n_neurons", n_neurons, shape)
+        self.n_neurons = np.where(neurons < 0, np.nan, neurons)
         self.objective = _path("objective", objective, shape)
         if best_index is not None and not _is_index(best_index, shape):
             raise ValueError(

@@ -117,6 +117,7 @@ class BaseCV(BaseNetwork):
     def _listed(self, name: str) -> list[Any]:
         """Return the values to try of a parameter that is one or a list."""
         given: Any = getattr(self, name)
+        given = given.tolist() if isinstance(given, np.ndarray) else given
         values = [given] if given is None or np.ndim(given) == 0 else list(given)
         if not values:
             raise ValueError(f"{name} is an empty list: there is nothing to choose from.")
