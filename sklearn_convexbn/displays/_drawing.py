@@ -75,7 +75,7 @@ def merged_style(defaults: dict[str, Any], own: dict[str, Any] | None) -> dict[s
 
 
 def spans_decades(values: np.ndarray) -> bool:
-    """Return whether positive values, NaN aside, span orders of magnitude, so that a log axis is better."""
+    """Return whether positive values, or NaN, span orders of magnitude: a log axis is better."""
     return bool(np.nanmin(values) > 0 and np.nanmax(values) > LOG_FACTOR * np.nanmin(values))
 
 
